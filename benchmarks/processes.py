@@ -32,6 +32,7 @@ class ServerProcess:
         environment: Additional environment variables.
 
     Attributes:
+        command: The command.
         port: Its TCP port.
         start_seconds: The time from its start until it reported that it serves.
 
@@ -57,6 +58,7 @@ class ServerProcess:
         self._marked_seconds = 0.0
         self._reader = threading.Thread(target=self._read, args=(re.compile(serving),), daemon=True)
         self._reader.start()
+        self.command = command
         self._started.wait(_START_SECONDS)
         self.start_seconds = time.perf_counter() - started
         self.port = self._port

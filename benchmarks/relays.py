@@ -1,26 +1,39 @@
-"""The time until a follower on another server of a catalog has a version, next to one on the server it came to."""
+"""Several servers that share a catalog: relays between them, and small calls next to those of a single server.
+
+All servers, PostgreSQL and all clients run on the same machine, so figures of many servers show what they cost rather
+than what they gain.
+"""
 
 import contextlib
 import sys
+import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 
 from benchmarks.bench import Bench, Benchmark, NotHereError, Outcome
-from benchmarks.clients import Upload, prepare, publish_moments
+from benchmarks.clients import Kind, Upload, call_seconds, prepare, publish_moments
 from benchmarks.following import followed_moments
 from benchmarks.load import job, together
-from benchmarks.measures import MIB, compared, converted, interleaved, milliseconds
-from benchmarks.processes import ServerProcess, running
+from benchmarks.measures import KIB, MIB, at_least, at_most, compared, converted, interleaved, milliseconds
+from benchmarks.processes import ServerProcess, free_port, registry, running
 from tests.postgres import find_program, new_database, postgres_server
 
 _MODEL_ID = "walker"
 _SIZE_BYTES = MIB
 _GAP_SECONDS = 0.1
+_LARGE_BYTES = 64 * MIB
+_LARGE_GAP_SECONDS = 4.0
+"""Longer than a version takes to reach all followers."""
+
+_SMALL_BYTES = 10 * KIB
+_OTHERS = 4
+_FOLLOWERS = 16
+_SCRAPE_SECONDS = 30.0
 
 
 @contextlib.contextmanager
-def _servers(bench: Bench) -> Iterator[list[ServerProcess]]:
-    """Return a context manager with two servers that share a catalog, with one model."""
+def _servers(bench: Bench, count: int, *flags: str) -> Iterator[list[ServerProcess]]:
+    """Return a context manager with servers that share a catalog, with one model."""
     if find_program("initdb") is None:
         raise NotHereError("no PostgreSQL")
     with ExitStack() as stack:
@@ -28,8 +41,8 @@ def _servers(bench: Bench) -> Iterator[list[ServerProcess]]:
         catalog_url = stack.enter_context(new_database(stack.enter_context(postgres_server(is_fast=False))))
         command = [sys.executable, "-m", "cogment_model_registry", "services", "model_registry", "--port=0"]
         command += ["--host=127.0.0.1", f"--archive_url=file://{place}", f"--catalog_url={catalog_url}"]
-        command += [f"--cache_max_bytes={bench.budget_mib * MIB}", "--grace_seconds=0"]
-        servers = [stack.enter_context(running(command, r"serving .*\bport=(\d+)")) for _ in range(2)]
+        command += [f"--cache_max_bytes={bench.budget_mib * MIB}", "--grace_seconds=0", *flags]
+        servers = [stack.enter_context(running(command, r"serving .*\bport=(\d+)")) for _ in range(count)]
         bench.load(0).run(job(prepare, servers[0].port, [_MODEL_ID]))
         yield servers
 
@@ -38,7 +51,7 @@ def _followed(bench: Bench) -> Sequence[Outcome]:
     """Measure from the start of a publish on one server until a follower of either has the bytes."""
     upload = Upload(_MODEL_ID, _SIZE_BYTES)
     rounds = bench.choose(15, 3)
-    with _servers(bench) as (first, second):
+    with _servers(bench, 2) as (first, second):
 
         def seconds(server: ServerProcess) -> list[float]:
             publishing = job(publish_moments, first.port, upload, rounds, _GAP_SECONDS)
@@ -55,10 +68,103 @@ def _followed(bench: Bench) -> Sequence[Outcome]:
                 converted(blocks["other"], milliseconds),
                 against="the same on the server of the publish",
                 floor_blocks=converted(blocks["same"], milliseconds),
+                target=at_most(2.0),
                 peak_mib=second.peak_mib(),
                 note="two servers, PostgreSQL and all clients on the same machine",
             )
         ]
 
 
-BENCHMARKS = [Benchmark("relays", "from a publish until a follower on another server has the version", _followed)]
+def _spread(bench: Bench) -> Sequence[Outcome]:
+    """Publish 64 MiB on one server; measure when the followers of four others have it, and what the first one sends."""
+    upload = Upload(_MODEL_ID, _LARGE_BYTES)
+    rounds, port = bench.choose(5, 2), free_port()
+    with _servers(bench, 1, f"--metrics_port={port}") as [first], ExitStack() as stack:
+        others = [stack.enter_context(_another(first)) for _ in range(_OTHERS)]
+        before_bytes = _sent_bytes(port)
+        jobs = [(bench.load(0), job(publish_moments, first.port, upload, rounds, _LARGE_GAP_SECONDS))]
+        for index, server in enumerate(others):
+            following = job(followed_moments, server.port, upload, 1, _FOLLOWERS // _OTHERS, rounds)
+            jobs.append((bench.load(1 + index), following))
+        begun, *ended = together(jobs)
+        sent_bytes = (_sent_bytes(port) - before_bytes) / rounds
+        seconds = [[end - start for end in ends] for start, *ends in zip(begun, *ended, strict=True)]
+        return [
+            compared(
+                "relayed to 16",
+                "publish 64 MiB until all 16 followers on 4 other servers have it",
+                "ms",
+                converted([[max(each) for each in seconds]], milliseconds),
+                against="until all followers of the first of these servers have it",
+                floor_blocks=converted([[min(each) for each in seconds]], milliseconds),
+                target=at_most(1.5),
+                peak_mib=first.peak_mib(),
+            ),
+            compared(
+                "relayed bytes",
+                "bytes that the first server sends for it",
+                "MiB",
+                [[sent_bytes / MIB]],
+                against="the size of the version",
+                floor_blocks=[[_LARGE_BYTES / MIB]],
+                target=at_most(4.1),
+            ),
+        ]
+
+
+@contextlib.contextmanager
+def _another(server: ServerProcess) -> Iterator[ServerProcess]:
+    """Return a context manager with one more server of the same catalog, without metrics."""
+    command = [each for each in server.command if not each.startswith("--metrics_port")]
+    with running(command, r"serving .*\bport=(\d+)") as another:
+        yield another
+
+
+def _sent_bytes(port: int) -> float:
+    """Return the bytes of replies that a server has sent."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=_SCRAPE_SECONDS) as reply:
+        lines = reply.read().decode().splitlines()
+    name = "cogment_model_registry_sent_bytes_total{"
+    return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(name))
+
+
+def _small_calls(bench: Bench) -> Sequence[Outcome]:
+    """Compare small calls of a server whose catalog is in PostgreSQL with those of a single server."""
+    seconds = 0.3 if bench.quick else 1.2
+    upload = Upload(_MODEL_ID, _SMALL_BYTES)
+    outcomes = list[Outcome]()
+    with _servers(bench, 1) as [shared], bench.place() as place, registry(place) as single:
+        bench.load(0).run(job(prepare, single.port, [_MODEL_ID]))
+        for kind, connections in ((Kind.PUBLISH, 8), (Kind.INFOS, 16), (Kind.RETRIEVE, 16)):
+
+            def rate(port: int, kind: Kind = kind, connections: int = connections) -> list[float]:
+                calling = job(call_seconds, port, upload, connections, seconds, kind)
+                return [sum(map(len, together([(bench.load(0), calling)]))) / seconds]
+
+            def shared_rate() -> list[float]:
+                return rate(shared.port)  # called before the next kind
+
+            def single_rate() -> list[float]:
+                return rate(single.port)
+
+            blocks = interleaved(bench.choose(7, 2), {"shared": shared_rate, "single": single_rate})
+            outcomes.append(
+                compared(
+                    f"{kind.value} on PostgreSQL",
+                    f"{kind.value}, 10 KiB, {connections} connections, catalog in PostgreSQL",
+                    "calls/s",
+                    blocks["shared"],
+                    against="the same on a single server",
+                    floor_blocks=blocks["single"],
+                    target=at_least(0.5),
+                    peak_mib=shared.peak_mib(),
+                )
+            )
+    return outcomes
+
+
+BENCHMARKS = [
+    Benchmark("relays", "from a publish until a follower on another server has the version", _followed),
+    Benchmark("spread", "64 MiB to 16 followers on 4 other servers", _spread),
+    Benchmark("shared-calls", "small calls with a catalog in PostgreSQL, next to a single server", _small_calls),
+]

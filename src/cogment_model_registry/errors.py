@@ -152,7 +152,11 @@ class UnavailableError(ModelRegistryError):
     """The registry cannot do it now; it may later."""
 
 
-class StoppingError(UnavailableError):
+class OutOfServiceError(UnavailableError):
+    """This server cannot do it now; another one that serves the same models may."""
+
+
+class StoppingError(OutOfServiceError):
     """The server is stopping."""
 
     def __init__(self) -> None:

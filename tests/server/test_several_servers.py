@@ -5,7 +5,7 @@ import functools
 import os
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AbstractContextManager, ExitStack, aclosing
+from contextlib import AbstractContextManager, AsyncExitStack, ExitStack, aclosing
 from pathlib import Path
 
 import pytest
@@ -18,10 +18,12 @@ from cogment_model_registry.wire import lifecycle
 from tests.client import connected
 from tests.postgres import PostgresServer, execute, new_database, postgres_server
 from tests.processes import run_cogment
+from tests.registry_client.conftest import port_of
+from tests.registry_client.network import Switch, listening
 from tests.server.test_upload_version import DATA as UPLOADED
 from tests.server.test_upload_version import Upload, header
 from tests.several import endpoint, settings_of, several, several_processes, several_servers
-from tests.waiting import eventually, until
+from tests.waiting import PATIENCE_SECONDS, eventually, until
 
 DATA = os.urandom(5_000_000)
 
@@ -311,6 +313,28 @@ async def test_a_crash_of_the_database_loses_no_version_and_no_number(tmp_path: 
                 assert await registry.retrieve("m", 4) == b"4"
             assert (await b.describe_version("m", 1)).tags == {"run": "7"}
             assert (await b.publish("m", b"next")).number > 4
+
+
+async def test_a_client_leaves_a_server_that_alone_has_lost_the_database(
+    postgres: PostgresServer, database: str, tmp_path: Path
+) -> None:
+    relays: dict[int, Switch] = {}
+    async with AsyncExitStack() as stack:
+        for _ in range(2):
+            relay = Switch(postgres.port)
+            port = await stack.enter_async_context(listening(relay.relay))
+            url = database.replace(f":{postgres.port}/", f":{port}/")
+            [server] = await stack.enter_async_context(several_servers(settings_of(url, tmp_path), 1))
+            relays[server.port] = relay
+        endpoints = [f"grpc://127.0.0.1:{port}" for port in relays]
+        registry = await stack.enter_async_context(ModelRegistry(endpoints, timeout=PATIENCE_SECONDS))
+        await registry.store("m", b"archived", alias="best")
+        first = port_of(registry)
+        relays[first].switch_off()
+        assert (await registry.publish("m", b"data")).number == 2
+        assert port_of(registry) != first
+        assert await registry.retrieve("m", "best") == b"archived"
+        relays[first].switch_on()
 
 
 # Stops and starts.

@@ -9,6 +9,7 @@ from cogment_model_registry.errors import (
     LimitedError,
     ModelRegistryError,
     NotFoundError,
+    OutOfServiceError,
     StoppingError,
     UnavailableError,
 )
@@ -30,6 +31,7 @@ class Refused:
     [
         (UnavailableError("the archive fails"), True, None),
         (StoppingError(), False, None),
+        (OutOfServiceError("the catalog does not answer here"), False, None),
         (LimitedError("too much", retry_after_seconds=1.5), False, 1.5),
         (NotFoundError("none"), False, None),
         (ClosedError(), False, None),

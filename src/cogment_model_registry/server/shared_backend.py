@@ -23,6 +23,7 @@ from cogment_model_registry.storage.bucket.opening import open_store
 from cogment_model_registry.storage.bucket.shared import SharedBucketArchive
 from cogment_model_registry.storage.memory.transient_store import MemoryTransientStore
 from cogment_model_registry.storage.postgres.catalog import PostgresCatalog
+from cogment_model_registry.storage.postgres.translation import NoLeaseError
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +66,7 @@ async def opened_shared(settings: Settings, metrics: Metrics, hashing: Executor)
 
         async def require_lease() -> None:
             if not leases.server:
-                raise UnavailableError("this server has no lease in the catalog")
+                raise NoLeaseError
 
         async def locate(info: VersionInfo) -> Sequence[str]:
             holders = await leases.locate(info)

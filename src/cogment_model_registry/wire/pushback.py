@@ -7,7 +7,7 @@ end with the status (https://github.com/grpc/proposal/blob/master/A6-client-retr
 import math
 from typing import Any
 
-from cogment_model_registry.errors import LimitedError, ModelRegistryError, StoppingError, UnavailableError
+from cogment_model_registry.errors import LimitedError, ModelRegistryError, OutOfServiceError, UnavailableError
 
 PUSHBACK_KEY = "grpc-retry-pushback-ms"
 
@@ -22,7 +22,7 @@ def pushback(error: ModelRegistryError) -> tuple[tuple[str, str], ...]:
     """Return the metadata at the end of a call that failed."""
     if isinstance(error, LimitedError):
         return ((PUSHBACK_KEY, str(min(math.ceil(error.retry_after_seconds * 1000), _MAX_MS))),)
-    if isinstance(error, UnavailableError) and not isinstance(error, StoppingError):
+    if isinstance(error, UnavailableError) and not isinstance(error, OutOfServiceError):
         return ((SERVING_KEY, "true"),)
     return ()
 

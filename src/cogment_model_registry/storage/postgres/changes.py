@@ -21,7 +21,14 @@ import asyncpg
 
 from cogment_model_registry.errors import ModelRegistryError, UnavailableError
 from cogment_model_registry.storage.postgres.connections import Connections, Observe
-from cogment_model_registry.storage.postgres.translation import LOST, Connection, Record, UnclearError, translated
+from cogment_model_registry.storage.postgres.translation import (
+    LOST,
+    Connection,
+    NoLeaseError,
+    Record,
+    UnclearError,
+    translated,
+)
 from cogment_model_registry.system.tasks import run_to_end
 
 LEASE_LOCKS = 0x436F674D
@@ -185,7 +192,7 @@ class Changes:
         async with lock:
             server = self._lease() if leased else 0
             if leased and not server:
-                raise UnavailableError("this server has no lease in the catalog")
+                raise NoLeaseError
             connection = await self._connections.acquire("change")
             change = Change(model_id, server, connection, self._observe)
             try:

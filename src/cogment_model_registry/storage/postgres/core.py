@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import structlog
 
-from cogment_model_registry.errors import UnavailableError
 from cogment_model_registry.records.lifecycle import Annotations
 from cogment_model_registry.records.signatures import PublicKey
 from cogment_model_registry.records.versions import VersionInfo
@@ -16,6 +15,7 @@ from cogment_model_registry.storage.postgres.connections import Connections, Obs
 from cogment_model_registry.storage.postgres.lines import Lines
 from cogment_model_registry.storage.postgres.notes import Letter, Note, messages
 from cogment_model_registry.storage.postgres.schema import SCHEMA
+from cogment_model_registry.storage.postgres.translation import NoLeaseError
 
 _log = structlog.stdlib.get_logger(__name__)
 
@@ -201,4 +201,4 @@ class Core:
         """
         if not leased:
             _log.warning("change refused: the lease of this server is gone", server=self.server)
-            raise UnavailableError("the lease of this server in the catalog is gone; it takes a new one")
+            raise NoLeaseError

@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from time import time_ns
 
-from cogment_model_registry.errors import NotFoundError, UnavailableError
+from cogment_model_registry.errors import NotFoundError
 from cogment_model_registry.records.lifecycle import Annotations
 from cogment_model_registry.records.versions import VersionInfo
 from cogment_model_registry.storage.postgres.changes import LEASE_LOCKS
@@ -28,6 +28,7 @@ from cogment_model_registry.storage.postgres.rows import (
     texts_of,
     version_values,
 )
+from cogment_model_registry.storage.postgres.translation import NoLeaseError
 
 _BATCH = 500
 """How many versions are announced in one transaction."""
@@ -257,7 +258,7 @@ class Leases:
         """
         server = self._core.server
         if not server:
-            raise UnavailableError("this server has no lease in the catalog")
+            raise NoLeaseError
         values = info.model_id, info.number, info.created_ns - TIME_OFFSET, info.data_hash, server
         async with self._connections.reading() as connection, connection.transaction():
             await connection.execute("SELECT pg_advisory_xact_lock_shared($1, $2)", LEASE_LOCKS, server)

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 import asyncpg
 
-from cogment_model_registry.errors import ModelRegistryError, TooLargeError, UnavailableError
+from cogment_model_registry.errors import ModelRegistryError, OutOfServiceError, TooLargeError, UnavailableError
 
 
 class Record(Protocol):
@@ -72,11 +72,18 @@ LOST = (
 """What is raised when a connection is lost, or cannot be made: what was asked for may have happened."""
 
 
-class CatalogAwayError(UnavailableError):
+class CatalogAwayError(OutOfServiceError):
     """PostgreSQL does not answer."""
 
 
-class UnclearError(UnavailableError):
+class NoLeaseError(OutOfServiceError):
+    """This server has no lease, so that it may change nothing."""
+
+    def __init__(self) -> None:
+        super().__init__("this server has no lease in the catalog; it takes one when the catalog answers")
+
+
+class UnclearError(OutOfServiceError):
     """The connection was lost while a change was committed."""
 
 
