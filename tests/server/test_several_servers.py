@@ -6,6 +6,7 @@ import os
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractContextManager, AsyncExitStack, ExitStack, aclosing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,10 +17,12 @@ from cogment_model_registry.records.access import Grant, identity_of, parse_scop
 from cogment_model_registry.storage.postgres.grants import opened_grants
 from cogment_model_registry.wire import lifecycle
 from tests.client import connected
+from tests.object_store import BUCKET, object_server
 from tests.postgres import PostgresServer, execute, new_database, postgres_server
 from tests.processes import run_cogment
 from tests.registry_client.conftest import port_of
 from tests.registry_client.network import Switch, listening
+from tests.server.test_health import SERVING, check
 from tests.server.test_upload_version import DATA as UPLOADED
 from tests.server.test_upload_version import Upload, header
 from tests.several import endpoint, settings_of, several, several_processes, several_servers
@@ -335,6 +338,36 @@ async def test_a_client_leaves_a_server_that_alone_has_lost_the_database(
         assert port_of(registry) != first
         assert await registry.retrieve("m", "best") == b"archived"
         relays[first].switch_on()
+
+
+async def test_servers_serve_transient_versions_while_their_object_store_is_away(
+    database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with object_server(tmp_path / "store") as store:
+        for name, value in store.environment.items():
+            monkeypatch.setenv(name, value)
+        settings = replace(settings_of(database, tmp_path), archive_url=f"s3://{BUCKET}/models")
+        async with several_servers(settings) as (first, second), AsyncExitStack() as stack:
+            a, b = [await stack.enter_async_context(ModelRegistry(endpoint(each))) for each in (first, second)]
+            await a.store("m", DATA[:1000])
+            await asyncio.to_thread(store.kill)
+            with pytest.raises(errors.UnavailableError):
+                await a.store("m", DATA, timeout=PATIENCE_SECONDS)
+            published = await a.publish("m", DATA)
+            assert await b.retrieve("m", published.number) == DATA
+            async with connected(first.port) as client:
+                assert await check(client) == SERVING
+            await asyncio.to_thread(store.start)
+
+            async def is_back() -> bool:
+                try:
+                    await a.store("m", DATA)
+                except errors.UnavailableError:
+                    return False
+                return True
+
+            await eventually(is_back)
+            assert await b.retrieve("m", 1) == DATA[:1000]
 
 
 # Stops and starts.

@@ -16,7 +16,7 @@ import structlog
 
 from cogment_model_registry._version import __version__
 from cogment_model_registry.registry.consumers import Consumers
-from cogment_model_registry.registry.contracts import Archive, TransientStore
+from cogment_model_registry.registry.contracts import TransientStore
 from cogment_model_registry.registry.journals import Journal, recording
 from cogment_model_registry.registry.lifecycle import Lifecycle
 from cogment_model_registry.registry.models import Models
@@ -184,11 +184,11 @@ async def running(settings: Settings, open_backends: OpenBackends = open_backend
         if local_socket is not None:
             local_socket.serve(LocalCalls(rules, uploads, metrics.observe_call, guard, limits))
 
-        health.set_serving(not _failure(archive, audit))
+        health.set_serving(not _failure(backends, audit))
         background = [
             asyncio.create_task(work)
             for work in (
-                _follow_health(health, archive, audit),
+                _follow_health(health, backends, audit),
                 _release_memory(transfers, transient),
                 consumers.run(),
                 identities.run(),
@@ -357,17 +357,22 @@ def _grpc_server(
     return server
 
 
-def _failure(archive: Archive, audit: AuditLog | None) -> str:
-    """Return why no change can be made; empty while changes can."""
-    return archive.failure or (audit.failure if audit else "")
+def _failure(backends: Backends, audit: AuditLog | None) -> str:
+    """Return why no change can be made; empty while changes can.
+
+    An object store that several servers share fails for all of them: if none served, transient versions would be out of
+    reach as well, which need no archive.
+    """
+    archive_failure = "" if backends.shared else backends.archive.failure
+    return archive_failure or (audit.failure if audit else "")
 
 
-async def _follow_health(health: Health, archive: Archive, audit: AuditLog | None) -> None:
+async def _follow_health(health: Health, backends: Backends, audit: AuditLog | None) -> None:
     """Check the archive, and report that the server does not serve while it or the audit log takes no writes."""
     while True:
         await asyncio.sleep(_HEALTH_SECONDS)
-        await archive.check()
-        health.set_serving(not _failure(archive, audit))
+        await backends.archive.check()
+        health.set_serving(not _failure(backends, audit))
 
 
 async def _release_memory(transfers: Transfers, transient: TransientStore) -> None:
