@@ -289,6 +289,22 @@ def test_a_server_that_was_frozen_for_longer_than_its_lease_takes_a_new_one(data
     asyncio.run(run())
 
 
+def test_with_two_replicas_a_published_version_outlives_its_server(database: str, tmp_path: Path) -> None:
+    async def run() -> None:
+        with several_processes(database, tmp_path, "--transient_replicas=2") as (a, b):
+            async with ModelRegistry(endpoint(a)) as first, ModelRegistry(endpoint(b)) as other:
+                for number in range(1, 4):
+                    await first.publish("m", b"%d" % number)
+                a.kill()
+                b.wait_for_line("server gone")
+                for number in range(1, 4):
+                    assert await other.retrieve("m", number) == b"%d" % number
+                with pytest.raises(errors.UnavailableError, match=r"not on 2 servers, .*: there are 1;"):
+                    await other.publish("m", b"alone", timeout=2)
+
+    asyncio.run(run())
+
+
 async def test_a_crash_of_the_database_loses_no_version_and_no_number(tmp_path: Path) -> None:
     with postgres_server() as postgres, new_database(postgres) as database:
         async with several(settings_of(database, tmp_path)) as (a, b):

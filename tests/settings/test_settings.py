@@ -84,6 +84,7 @@ VALUES: Mapping[str, tuple[tuple[str, object], tuple[str, object]]] = {
     "catalog_dir": (("a", "a"), ("b", "b")),
     "catalog_url": (("postgresql://a/b", "postgresql://a/b"), ("postgres://u@c:1/d?sslmode=require",) * 2),
     "peer_host": (("a", "a"), ("b", "b")),
+    "transient_replicas": (("2", 2), ("3", 3)),
     "peer_token_file": (("a", "a"), ("/b c", "/b c")),
     "peer_tls_ca": (("a", "a"), ("/b c", "/b c")),
     "read_only": (("true", True), ("false", False)),
@@ -452,6 +453,8 @@ def test_an_archive_is_a_directory_or_in_an_object_store() -> None:
         check_archive(Settings(catalog_url="postgresql://b"))
     with pytest.raises(SettingError, match="catalog_dir"):
         check_archive(Settings(archive_url="s3://a", catalog_url="postgresql://b", catalog_dir="c"))
+    with pytest.raises(SettingError, match="transient_replicas"):
+        check_archive(Settings(transient_replicas=2))
     with pytest.raises(SettingError, match="read_only"):
         check_archive(Settings(archive_url="s3://a", catalog_url="postgresql://b", read_only=True))
 

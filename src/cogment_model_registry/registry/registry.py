@@ -15,7 +15,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from time import time_ns
-from typing import Self
+from typing import Self, TypeAlias
 
 from cogment_model_registry.errors import (
     DataLossError,
@@ -58,6 +58,10 @@ _BUSY_TRANSFERS = 64
 
 LOAD_MAX = 254
 """The highest load of a registry that works; 255 means unserviceable."""
+
+
+KeepCopies: TypeAlias = Callable[[VersionInfo], Awaitable[None]]
+"""Lets other servers have a transient version. Raises `UnavailableError` if they do not get it; it stays published."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,11 +229,16 @@ class Registry:
         self._publishing: dict[tuple[str, int], bool] = {}
         self._on_model_removed: Callable[[str], None] = _ignore
         self._takes_uploads = True
+        self._keep_copies: KeepCopies | None = None
         transient.on_evicted(self._forget)
 
     def on_model_removed(self, listener: Callable[[str], None]) -> None:
         """Set who receives the ids of models that were deleted."""
         self._on_model_removed = listener
+
+    def on_published(self, keep_copies: KeepCopies) -> None:
+        """Set what lets other servers have each transient version, before its publish is acknowledged."""
+        self._keep_copies = keep_copies
 
     async def create_or_update_model(self, info: ModelInfo) -> None:
         """Create the model, or replace its `user_data`; durable on return.
@@ -550,7 +559,18 @@ class Registry:
             is_evicted = key is not None and self._publishing.pop(key)
         if is_evicted:
             await self._catalog.forget(info)
+        else:
+            await self.ensure_copies(info)
         return info
+
+    async def ensure_copies(self, info: VersionInfo) -> None:
+        """Let other servers have a published version, if that is asked for and it is transient.
+
+        Raises:
+            UnavailableError: They do not get it; it stays published.
+        """
+        if self._keep_copies is not None and not info.archived:
+            await self._keep_copies(info)
 
     async def mark_damaged(self, ref: ModelRef, error: DataLossError) -> None:
         """Take a version out of the listing that turned out to be damaged."""

@@ -280,6 +280,7 @@ class RepeatableUploads:
         Raises:
             ExistsError: The id is that of another upload.
             NotFoundError: The version is gone since.
+            UnavailableError: Too few servers have it.
         """
         finished = await self._catalog.find_upload(header.request_id) if header.request_id else None
         if finished is None:
@@ -289,6 +290,7 @@ class RepeatableUploads:
             if finished.number:
                 infos = await self._catalog.get_versions(finished.model_id, [finished.number])
                 [version] = await self._catalog.describe_visible(infos)
+                await self._registry.ensure_copies(version.info)
                 return version
         what = f"version {finished.number}" if finished.number else "the version"
         message = f"{what} that this upload made of model {quoted(finished.model_id)} was evicted or deleted since"

@@ -147,7 +147,7 @@ async def running(settings: Settings, open_backends: OpenBackends = open_backend
         )
         consumers = _consumers(settings, registry, backends, rules, metrics)
         stack.enter_context(consumers.listening(log_change))
-        sharing = _sharing(backends, models, consumers, metrics)
+        sharing = _sharing(backends, registry, models, consumers, metrics)
         uploads = RepeatableUploads(registry, catalog, archive, transient)
         lifecycle = ModelLifecycleService(
             rules,
@@ -248,12 +248,14 @@ def _monitor(
     return monitoring.port
 
 
-def _sharing(backends: Backends, models: Models, consumers: Consumers, metrics: Metrics) -> Sharing | None:
+def _sharing(
+    backends: Backends, registry: Registry, models: Models, consumers: Consumers, metrics: Metrics
+) -> Sharing | None:
     """Return what joins this server to the others that share its catalog, if any do."""
     if backends.shared is None:
         return None
     metrics.watch_sharing(backends.shared)
-    return Sharing(backends.shared, models, consumers)
+    return Sharing(backends.shared, registry, models, consumers)
 
 
 def _audit_log(stack: AsyncExitStack, settings: Settings, metrics: Metrics) -> AuditLog | None:

@@ -36,6 +36,7 @@ class SharedStorage:
         catalog: What exists.
         membership: The part of this server among the others; not joined yet.
         find_consumers: Finds the consumers that report to the others.
+        replicas: How many servers are to have a transient version before its publish is acknowledged.
     """
 
     archive: SharedBucketArchive
@@ -43,6 +44,7 @@ class SharedStorage:
     catalog: PostgresCatalog
     membership: Membership
     find_consumers: FindElsewhere
+    replicas: int
 
 
 @asynccontextmanager
@@ -88,7 +90,7 @@ async def opened_shared(settings: Settings, metrics: Metrics, hashing: Executor)
             return [lease.endpoint for lease in await leases.servers() if lease.server != leases.server]
 
         consumers = PeerConsumers(peers, others)
-        yield SharedStorage(archive, transient, catalog, membership, consumers.find)
+        yield SharedStorage(archive, transient, catalog, membership, consumers.find, settings.transient_replicas)
 
 
 async def _check_known(settings: Settings, catalog: PostgresCatalog, archive: SharedBucketArchive) -> None:

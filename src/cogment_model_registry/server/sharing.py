@@ -11,7 +11,9 @@ from cogment_model_registry.errors import ModelRegistryError
 from cogment_model_registry.records.consumers import Consumer
 from cogment_model_registry.registry.consumers import Consumers
 from cogment_model_registry.registry.models import Models
+from cogment_model_registry.registry.registry import Registry
 from cogment_model_registry.server.handing_over import HandingOver
+from cogment_model_registry.server.replicas import Replicas
 from cogment_model_registry.system.tasks import end
 from cogment_model_registry.wire import consumers as wire
 
@@ -29,11 +31,12 @@ class Sharing:
 
     Args:
         shared: What they share.
-        models: The models of this server.
+        registry: The registry of this server.
+        models: Its models.
         consumers: The consumers that report to it.
     """
 
-    def __init__(self, shared: "SharedStorage", models: Models, consumers: Consumers) -> None:
+    def __init__(self, shared: "SharedStorage", registry: Registry, models: Models, consumers: Consumers) -> None:
         self._shared = shared
         self._models = models
         self._consumers = consumers
@@ -41,6 +44,9 @@ class Sharing:
         self._has_changed = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
         self._handing_over = HandingOver(shared)
+        self._replicas = Replicas(shared)
+        if shared.replicas > 1:
+            registry.on_published(self._replicas.keep)
 
     @asynccontextmanager
     async def joined(self, endpoint: str) -> AsyncIterator[None]:
@@ -64,6 +70,7 @@ class Sharing:
                     yield
                 finally:
                     await self._handing_over.aclose()
+                    await self._replicas.aclose()
                     await membership.leave()
         finally:
             for task in (sending, *self._tasks):
@@ -94,7 +101,7 @@ class Sharing:
                 await asyncio.sleep(_AGAIN_SECONDS)
 
     def _receive(self, text: str) -> None:
-        if self._handing_over.receive(text):
+        if self._handing_over.receive(text) or self._replicas.receive(text):
             return
         consumer = wire.consumer_in(text)
         if consumer is not None:

@@ -94,6 +94,12 @@ class Settings(ServiceSettings):
         "Host at which the other servers of a catalog_url reach this one.",
         "as for `directory_registration_host`",
     )
+    transient_replicas: int = setting(
+        1,
+        _PREFIX + "TRANSIENT_REPLICAS",
+        integer(1, 16),
+        "How many servers of a catalog_url have a transient version in memory before its publish is acknowledged.",
+    )
     peer_token_file: str = setting(
         "",
         _PREFIX + "PEER_TOKEN_FILE",
@@ -383,3 +389,5 @@ def check_archive(settings: Settings) -> None:
         )
     if settings.catalog_url and settings.read_only:
         raise SettingError("read_only", "on", "off when catalog_url is given")
+    if settings.transient_replicas > 1 and not settings.catalog_url:
+        raise SettingError("transient_replicas", str(settings.transient_replicas), "1 without catalog_url")
