@@ -4,6 +4,7 @@ import asyncio
 import logging
 import mmap
 import re
+import socket
 import subprocess
 import threading
 from collections.abc import AsyncIterator
@@ -326,6 +327,7 @@ async def test_a_cancelled_transfer_leaves_nothing_on_the_server(server: Server,
             registry._core.calls.connection.local = LocalPlace(path, "id", 0.0)
             retrieving = asyncio.create_task(registry.retrieve(version, copy=False))
             connection, _ = await asyncio.to_thread(listener.accept)
+            assert await asyncio.to_thread(connection.recv, 1, socket.MSG_PEEK)  # its request is there
             retrieving.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await retrieving

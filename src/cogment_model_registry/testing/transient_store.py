@@ -5,7 +5,7 @@ from abc import abstractmethod
 from collections.abc import Sequence
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cogment_model_registry.errors import NotFoundError, TooLargeError
@@ -337,7 +337,8 @@ class TransientStoreSuite(VersionStoreSuite):
             await task
         assert (store.usage.bytes, store.usage.held_bytes) == (0, 0)
 
-    @settings(deadline=None)  # the machine may be busy
+    # The machine may be busy; and the suite runs in a class for each store, which share nothing.
+    @settings(deadline=None, suppress_health_check=[HealthCheck.differing_executors])
     @given(steps=STEPS, max_items=st.integers(1, 6), max_bytes=st.integers(1, 150))
     def test_eviction_follows_the_rule(self, steps: Sequence[Step], max_items: int, max_bytes: int) -> None:
         asyncio.run(self._follow(steps, EvictionRule(max_items, max_bytes)))
