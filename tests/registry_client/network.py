@@ -112,6 +112,11 @@ class Relay:
         self.connections = self.sent_bytes = self.replies = self.replied_bytes = 0
         self._copies: set[asyncio.Task[None]] = set()
 
+    @property
+    def open_connections(self) -> int:
+        """The number of connections that are open."""
+        return len(self._copies) // 2
+
     async def relay(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
         server_reader, server_writer = await asyncio.open_connection("127.0.0.1", self.target)
