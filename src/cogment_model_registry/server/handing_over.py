@@ -12,6 +12,7 @@ import structlog
 
 from cogment_model_registry.errors import ModelRegistryError
 from cogment_model_registry.records.versions import VersionInfo
+from cogment_model_registry.system.tasks import TaskSet
 
 if TYPE_CHECKING:
     from cogment_model_registry.server.shared_backend import SharedStorage
@@ -37,7 +38,7 @@ class HandingOver:
         self._leases = shared.catalog.leases
         self._awaited: set[int] = set()
         self._is_done = asyncio.Event()
-        self._taking: set[asyncio.Task[None]] = set()
+        self._taking = TaskSet()
 
     async def hand_over(self, within_seconds: float) -> None:
         """Let the other servers take what this one alone has; what they have not taken in time is lost."""
@@ -68,9 +69,7 @@ class HandingOver:
         """Take what another server says; return whether it is about handing over."""
         kind, _, rest = text.partition(":")
         if kind == _LEAVING and rest.isdecimal():
-            task = asyncio.create_task(self._take_from(int(rest)))
-            self._taking.add(task)
-            task.add_done_callback(self._taking.discard)
+            self._taking.begin(self._take_from(int(rest)))
         elif kind == _DONE and rest.replace(":", "").isdecimal():
             leaving, _, taker = rest.partition(":")
             if int(leaving) == self._leases.server:
@@ -83,9 +82,7 @@ class HandingOver:
 
     async def aclose(self) -> None:
         """Take nothing more."""
-        for task in [*self._taking]:
-            task.cancel()
-        await asyncio.gather(*self._taking, return_exceptions=True)
+        await self._taking.cancel()
 
     async def _take_from(self, leaving: int) -> None:
         """Take this server's part of what a server alone has that stops."""

@@ -22,7 +22,7 @@ from cogment_model_registry.storage.bucket.shared import SharedBucketArchive
 from cogment_model_registry.storage.postgres.catalog import PostgresCatalog
 from cogment_model_registry.storage.postgres.leases import Lease
 from cogment_model_registry.storage.postgres.pending import Pending
-from cogment_model_registry.system.tasks import end
+from cogment_model_registry.system.tasks import TaskSet, end
 
 _log = structlog.stdlib.get_logger(__name__)
 
@@ -81,7 +81,7 @@ class Membership:
         self._looked_at = 0.0
         self._prune_at = 0.0
         self._uncleared: set[int] = set()  # servers that are gone, and whose bytes in the archive are not deleted yet
-        self._dropping: set[asyncio.Task[None]] = set()
+        self._dropping = TaskSet()
         self._tasks: list[asyncio.Task[None]] = []
         catalog.on_dropped(self._drop)
         catalog.on_shown(transient.note_newest)  # its own versions are older then
@@ -118,8 +118,7 @@ class Membership:
             return
         for task in tasks:
             await end(task)
-        if self._dropping:
-            await asyncio.wait(self._dropping)
+        await self._dropping.settled()
         try:
             await self._leases.remove(self._leases.server)
         except ModelRegistryError as error:
@@ -171,9 +170,7 @@ class Membership:
             for info in infos:
                 await self._transient.remove_version(info)
 
-        task = asyncio.create_task(drop())
-        self._dropping.add(task)
-        task.add_done_callback(self._dropping.discard)
+        self._dropping.begin(drop())
 
     # What was left half done.
 

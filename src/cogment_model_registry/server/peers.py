@@ -29,7 +29,7 @@ from cogment_model_registry.serving.calls import Call
 from cogment_model_registry.serving.certificates import pair_files
 from cogment_model_registry.settings import Settings
 from cogment_model_registry.system.certificates import CertificateError, PemFile
-from cogment_model_registry.system.tasks import SharedWork, wait_at_most
+from cogment_model_registry.system.tasks import SharedWork, TaskSet, wait_at_most
 from cogment_model_registry.system.token_files import AGAIN_SECONDS, read_token
 from cogment_model_registry.wire import channels, convert, lifecycle
 from cogment_model_registry.wire.tls import TlsFiles
@@ -122,7 +122,7 @@ class Peers:
         self._unused_seconds = unused_seconds
         self._connections: dict[str, _Connection] = {}
         self._connecting: SharedWork[str, None] = SharedWork()
-        self._closing: set[asyncio.Task[None]] = set()
+        self._closing = TaskSet()
         self._is_closed = False
 
     async def __aenter__(self) -> Self:
@@ -134,7 +134,7 @@ class Peers:
         self._is_closed = True
         for endpoint, connection in [*self._connections.items()]:
             self._close(endpoint, connection)
-        await asyncio.gather(*self._closing)
+        await self._closing.settled()
 
     @property
     def connections(self) -> int:
@@ -234,9 +234,7 @@ class Peers:
             del self._connections[endpoint]
         if connection.closing is not None:
             connection.closing.cancel()
-        task = asyncio.create_task(connection.channel.close())
-        self._closing.add(task)
-        task.add_done_callback(self._closing.discard)
+        self._closing.begin(connection.channel.close())
 
 
 class PeerStream:

@@ -9,6 +9,7 @@ import structlog
 
 from cogment_model_registry.errors import ModelRegistryError, UnavailableError, counted
 from cogment_model_registry.records.versions import VersionInfo
+from cogment_model_registry.system.tasks import TaskSet
 
 if TYPE_CHECKING:
     from cogment_model_registry.server.shared_backend import SharedStorage
@@ -35,7 +36,7 @@ class Replicas:
         self._shared = shared
         self._count = shared.replicas
         self._kept: dict[_Key, tuple[set[int], asyncio.Event]] = {}  # who has a version that is waited for
-        self._taking: set[asyncio.Task[None]] = set()
+        self._taking = TaskSet()
 
     async def keep(self, info: VersionInfo) -> None:
         """Let other servers have a version.
@@ -81,9 +82,7 @@ class Replicas:
             return False
         if receiver == self._shared.catalog.leases.server:
             if kind == _KEEP:
-                task = asyncio.create_task(self._take((model_id, number), sender))
-                self._taking.add(task)
-                task.add_done_callback(self._taking.discard)
+                self._taking.begin(self._take((model_id, number), sender))
             elif kind == _KEPT and (waiting := self._kept.get((model_id, number))):
                 waiting[0].add(sender)
                 waiting[1].set()
@@ -91,9 +90,7 @@ class Replicas:
 
     async def aclose(self) -> None:
         """Take nothing more."""
-        for task in [*self._taking]:
-            task.cancel()
-        await asyncio.gather(*self._taking, return_exceptions=True)
+        await self._taking.cancel()
 
     async def _take(self, key: _Key, owner: int) -> None:
         """Have a version of another server, and say so."""

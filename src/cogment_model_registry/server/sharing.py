@@ -14,7 +14,7 @@ from cogment_model_registry.registry.models import Models
 from cogment_model_registry.registry.registry import Registry
 from cogment_model_registry.server.handing_over import HandingOver
 from cogment_model_registry.server.replicas import Replicas
-from cogment_model_registry.system.tasks import end
+from cogment_model_registry.system.tasks import TaskSet, end
 from cogment_model_registry.wire import consumers as wire
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ class Sharing:
         self._consumers = consumers
         self._changed: dict[tuple[str, str], Consumer] = {}  # of which the other servers do not know yet
         self._has_changed = asyncio.Event()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._applying = TaskSet()
         self._handing_over = HandingOver(shared)
         self._replicas = Replicas(shared)
         if shared.replicas > 1:
@@ -73,8 +73,8 @@ class Sharing:
                     await self._replicas.aclose()
                     await membership.leave()
         finally:
-            for task in (sending, *self._tasks):
-                await end(task)
+            await end(sending)
+            await self._applying.cancel()
 
     async def hand_over(self, within_seconds: float) -> None:
         """Let the other servers take the transient versions that this one alone has, before it stops."""
@@ -122,6 +122,4 @@ class Sharing:
             except ModelRegistryError as error:
                 _log.warning("share of a model not applied", model_id=model_id, reason=error.message)
 
-        task = asyncio.create_task(apply())
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._applying.begin(apply())

@@ -164,6 +164,30 @@ async def end(task: "asyncio.Task[None]") -> None:
         await task
 
 
+class TaskSet:
+    """Tasks that nobody waits for before the end."""
+
+    def __init__(self) -> None:
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def begin(self, work: Coroutine[Any, Any, None]) -> None:
+        """Begin a task."""
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def settled(self) -> None:
+        """Wait until the tasks of now have ended."""
+        if self._tasks:
+            await asyncio.wait({*self._tasks})
+
+    async def cancel(self) -> None:
+        """Cancel the tasks of now, and wait until they have ended."""
+        for task in self._tasks:
+            task.cancel()
+        await self.settled()
+
+
 async def wait_at_most(seconds: float | None, work: Awaitable[_T]) -> _T:
     """Await `work` for some time, and cancel it then.
 

@@ -13,7 +13,7 @@ import structlog
 
 from cogment_model_registry.errors import ModelRegistryError
 from cogment_model_registry.storage.bucket.objects import Objects
-from cogment_model_registry.system.tasks import end, wait_at_most
+from cogment_model_registry.system.tasks import TaskSet, end, wait_at_most
 
 _log = structlog.stdlib.get_logger(__name__)
 
@@ -37,7 +37,7 @@ class Chores:
         self._settling: list[Callable[[], Awaitable[None]]] = []
         self._pins: Counter[str] = Counter()
         self._doomed: dict[str, Sequence[str]] = {}
-        self._waiting: set[asyncio.Task[None]] = set()
+        self._waiting = TaskSet()
         self._task: asyncio.Task[None] | None = None
 
     def pin(self, key: str) -> None:
@@ -70,9 +70,7 @@ class Chores:
 
     def delete_after(self, writes: Collection[asyncio.Task[None]], names: Sequence[str]) -> None:
         """Delete objects that nothing leads to, once the requests that may still write them have ended."""
-        task = asyncio.create_task(self._delete_after(writes, names))
-        self._waiting.add(task)
-        task.add_done_callback(self._waiting.discard)
+        self._waiting.begin(self._delete_after(writes, names))
 
     async def _delete_after(self, writes: Collection[asyncio.Task[None]], names: Sequence[str]) -> None:
         if writes:
@@ -112,11 +110,11 @@ class Chores:
         """Do what there is to do, if the store answers soon."""
         with contextlib.suppress(TimeoutError):
             await wait_at_most(_LAST_SECONDS, self._finish())
-        for task in [*self._waiting, *([self._task] if self._task else [])]:
-            await end(task)
+        await self._waiting.cancel()
+        if self._task is not None:
+            await end(self._task)
 
     async def _finish(self) -> None:
-        if self._waiting:
-            await asyncio.wait(self._waiting)
+        await self._waiting.settled()
         if self._task is not None:
             await asyncio.wait([self._task])
