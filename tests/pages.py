@@ -108,6 +108,32 @@ def run_session(
     return text.split(f"{mark}\n")[:-1]
 
 
+def run_script(text: str, directory: Path, seconds: float) -> str:
+    """Run a script of bash in a new directory, and return what it prints; fail if it fails or leaves processes."""
+    path = os.pathsep.join((os.path.dirname(sys.executable), os.environ.get("PATH", os.defpath)))
+    output_path = directory.with_suffix(".output")
+    directory.mkdir()
+    with output_path.open("wb") as output:
+        process = subprocess.Popen(
+            ["bash", "-c", text],
+            cwd=directory,
+            env={**clean_environment(), "PATH": path},
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,  # so that what a failure leaves running can be ended as a whole
+        )
+        try:
+            code = process.wait(seconds)
+        finally:
+            left = end_session(process)
+    printed = output_path.read_text()
+    logs = "".join(log.read_text() for log in directory.glob("*.log"))
+    assert code == 0, f"exit code {code} after:\n{printed}\n{logs}"
+    assert not left, f"the page leaves processes behind, after:\n{printed}"
+    return printed
+
+
 def end_session(process: "subprocess.Popen[bytes]") -> bool:
     """Kill a process and every process that it started, and return whether one was still running."""
     try:

@@ -1,9 +1,6 @@
 """docs/scale.md, run: its shell commands, as one script, against a real S3 server and a real PostgreSQL."""
 
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -13,7 +10,6 @@ from cogment_model_registry.storage.postgres import connections
 from tests import pages
 from tests.object_store import ACCESS_KEY_ID, SECRET_ACCESS_KEY, S3Server
 from tests.ports import free_ports
-from tests.processes import clean_environment
 
 PAGE = "docs/scale.md"
 RUN_SECONDS = 300
@@ -44,28 +40,9 @@ def script(server: S3Server, database: str) -> str:
 def test_the_commands_of_the_page_work_from_top_to_bottom(
     object_store: S3Server, database: str, tmp_path: Path
 ) -> None:
-    path = os.pathsep.join((os.path.dirname(sys.executable), os.environ.get("PATH", os.defpath)))
-    output_path = tmp_path / "output"
     directory = tmp_path / "session"
-    directory.mkdir()
-    with output_path.open("wb") as output:
-        process = subprocess.Popen(
-            ["bash", "-c", script(object_store, database)],
-            cwd=directory,
-            env={**clean_environment(), "PATH": path},
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,  # so that what a failure leaves running can be ended as a whole
-        )
-        try:
-            code = process.wait(RUN_SECONDS)
-        finally:
-            left = pages.end_session(process)
-    text = output_path.read_text()
+    text = pages.run_script(script(object_store, database), directory, RUN_SECONDS)
     logs = "".join(log.read_text() for log in directory.glob("*.log"))
-    assert code == 0, f"exit code {code} after:\n{text}\n{logs}"
-    assert not left, f"the page leaves processes behind, after:\n{text}"
     for secret in (SECRET_ACCESS_KEY, "my-password"):
         assert secret not in logs + text
 
