@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from cogment_model_registry.cli import bucket_archive
-from cogment_model_registry.cli.running import PathType, ending_on_signals, translating_errors
+from cogment_model_registry.cli.running import PathType, ending_on_signals, silence_log, translating_errors
 from cogment_model_registry.errors import shown
 
 if TYPE_CHECKING:
@@ -67,9 +67,6 @@ def warn(message: str) -> None:
 @contextlib.contextmanager
 def running(what: str) -> Iterator[None]:
     """Return a context manager that turns errors of the system into one line, and cleans up on signals."""
-    import structlog  # noqa: PLC0415
-
-    # Errors are printed; log lines of a server do not belong in the output of a command.
-    structlog.configure(logger_factory=structlog.ReturnLoggerFactory())
+    silence_log()
     with translating_errors(what), ending_on_signals():
         yield

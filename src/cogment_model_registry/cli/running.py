@@ -36,6 +36,13 @@ class PathType(click.Path):
         return super().convert(expanded(value), param, ctx)
 
 
+def silence_log() -> None:
+    """Write no lines of a log: those of a server do not belong in the output of a command, which prints errors."""
+    import structlog  # noqa: PLC0415 # not for --help
+
+    structlog.configure(logger_factory=structlog.ReturnLoggerFactory())
+
+
 @contextlib.contextmanager
 def translating_errors(what: str) -> Iterator[None]:
     """Return a context manager that translates errors of the system into a line that says that `what` failed."""

@@ -13,7 +13,7 @@ import click
 from cogment_model_registry.cli.bucket_archive import CatalogUrlType, check_postgresql_extra
 from cogment_model_registry.cli.groups import Command, Group
 from cogment_model_registry.cli.presentation import Column, print_table, time_text
-from cogment_model_registry.cli.running import PathType
+from cogment_model_registry.cli.running import PathType, silence_log
 from cogment_model_registry.cli.server_extra import check_server_extra
 from cogment_model_registry.errors import quoted
 from cogment_model_registry.settings import Settings, all_settings
@@ -202,12 +202,9 @@ def revoke(name: str, *, archive_dir: str, catalog_url: str | None) -> None:
 def _shared(url: str, act: "Callable[[Grants], Awaitable[_T]]") -> _T:
     """Return what an action on the grants of a catalog in PostgreSQL returns."""
     check_postgresql_extra()
-    import structlog  # noqa: PLC0415 # not for --help
-
     from cogment_model_registry.storage.postgres.grants import opened_grants  # noqa: PLC0415
 
-    # Log lines of a server do not belong in the output of a command.
-    structlog.configure(logger_factory=structlog.ReturnLoggerFactory())
+    silence_log()
 
     async def run() -> _T:
         async with opened_grants(url) as grants:

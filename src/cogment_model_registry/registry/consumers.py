@@ -128,7 +128,7 @@ class Consumers:
         self._removals = 0
         self._listeners: dict[Listener, bool] = {}
         self._sharing = asyncio.Lock()
-        self._unshared: set[ModelRef] = set()  # models of which holds have ended that other servers know of
+        self._unshared: set[ModelRef] = set()  # models of which other servers do not know the holds of now
         registry.on_model_removed(self._forget_model)
         holds.on_removed(self._note_removed)
 
@@ -224,8 +224,7 @@ class Consumers:
     async def _share_holds(self, ref: ModelRef, report: Consumer) -> None:
         """Let other servers know what consumers hold, and give up what a consumer cannot hold any more."""
         try:
-            async with self._sharing:
-                await self._catalog.set_holds(ref, self._held.of(ref))
+            await self._set_holds(ref)
         except NotFoundError:
             entry = self._entry_of(ref, report.consumer_id)
             if entry is not None:
@@ -233,6 +232,11 @@ class Consumers:
                 entry.consumer = replace(entry.consumer, held_versions=())
             self._unshared.add(ref)
             raise
+
+    async def _set_holds(self, ref: ModelRef) -> None:
+        """Set what is held now in the catalog; one after the other, so that the last state stays."""
+        async with self._sharing:
+            await self._catalog.set_holds(ref, self._held.of(ref))
 
     def share_all(self) -> None:
         """Let other servers soon know all that consumers hold: they have forgotten it."""
@@ -247,8 +251,7 @@ class Consumers:
         while self._unshared:
             ref = self._unshared.pop()
             try:
-                async with self._sharing:
-                    await self._catalog.set_holds(ref, self._held.of(ref))
+                await self._set_holds(ref)
             except NotFoundError:  # they are over as well
                 continue
             except BaseException:

@@ -83,15 +83,11 @@ class Holds:
         self._removals[key] += 1
         try:
             yield
-            self.note_removed(ref, number)
+            self._on_removed(ref, number)
         finally:
             self._removals[key] -= 1
             if not self._removals[key]:
                 del self._removals[key]
-
-    def note_removed(self, ref: ModelRef, number: int) -> None:
-        """Notify the listener of a version that was removed, perhaps by another server."""
-        self._on_removed(ref, number)
 
     def is_being_removed(self, ref: ModelRef, number: int) -> bool:
         """Return whether a version is being removed: then it is too late to need it."""

@@ -39,6 +39,10 @@ class VersionNotes:
     annotations: Annotations = field(default_factory=Annotations)
     identity: tuple[int, str] | None = None
 
+    def may_be_of(self, identity: tuple[int, str]) -> bool:
+        """Return whether they are on the version with a time and a hash, as far as is known."""
+        return self.identity in (None, identity)
+
 
 @dataclass(slots=True)
 class ModelNotes:

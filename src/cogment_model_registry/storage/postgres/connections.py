@@ -79,6 +79,21 @@ def _notice_silence(connection: Any) -> None:
         used.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _SILENT_SECONDS * 1000)
 
 
+@asynccontextmanager
+async def opened_connections(url: str) -> "AsyncIterator[Connections]":
+    """Return a context manager with the few connections that a command needs.
+
+    Raises:
+        StartError: PostgreSQL does not answer, or the database is not usable.
+    """
+    connections = Connections(url, changes=1, reads=1)
+    await connections.open()
+    try:
+        yield connections
+    finally:
+        await connections.close()
+
+
 class Connections:
     """The connections of one server.
 

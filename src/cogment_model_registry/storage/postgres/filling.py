@@ -8,7 +8,7 @@ from cogment_model_registry.records.access import Grant
 from cogment_model_registry.records.lifecycle import FIRST_REVISION, Alias, Annotations
 from cogment_model_registry.records.retention import ModelAnnotations
 from cogment_model_registry.records.versions import VERSION_NUMBER_MAX, ModelInfo, VersionInfo
-from cogment_model_registry.storage.postgres.connections import Connections
+from cogment_model_registry.storage.postgres.connections import Connections, opened_connections
 from cogment_model_registry.storage.postgres.grants import Grants
 from cogment_model_registry.storage.postgres.models import new_life
 from cogment_model_registry.storage.postgres.rows import (
@@ -136,9 +136,5 @@ async def opened_filling(url: str) -> AsyncGenerator[Filling, None]:
     Raises:
         StartError: PostgreSQL does not answer, or the database is not usable.
     """
-    connections = Connections(url, changes=1, reads=1)
-    await connections.open()
-    try:
+    async with opened_connections(url) as connections:
         yield Filling(connections)
-    finally:
-        await connections.close()

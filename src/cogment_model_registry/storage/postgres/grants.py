@@ -7,12 +7,11 @@ import asyncpg
 
 from cogment_model_registry.errors import ExistsError, InvalidError, NotFoundError, quoted
 from cogment_model_registry.records.access import Grant, parse_scopes
-from cogment_model_registry.storage.postgres.connections import Connections
+from cogment_model_registry.storage.postgres.connections import Connections, opened_connections
+from cogment_model_registry.storage.postgres.rows import TIME_OFFSET
 
 _BETWEEN = "\n"
 """Between two scopes in the table; no scope has it."""
-
-_TIME_OFFSET = 2**63
 
 
 class Grants:
@@ -38,8 +37,8 @@ class Grants:
                 scopes = parse_scopes(row["scopes"].split(_BETWEEN))
             except InvalidError:
                 continue
-            expires_ns = None if row["expires"] is None else row["expires"] + _TIME_OFFSET
-            created_ns = row["created"] + _TIME_OFFSET
+            expires_ns = None if row["expires"] is None else row["expires"] + TIME_OFFSET
+            created_ns = row["created"] + TIME_OFFSET
             grants.append(Grant(row["name"], row["kind"], row["identity"], scopes, created_ns, expires_ns))
         return grants
 
@@ -83,8 +82,8 @@ _HOLDER = "SELECT name FROM grants WHERE name = $1 OR (kind = $2 AND identity = 
 
 def _values(grant: Grant) -> tuple[object, ...]:
     scopes = _BETWEEN.join(map(str, grant.scopes))
-    expires = None if grant.expires_ns is None else grant.expires_ns - _TIME_OFFSET
-    return grant.name, grant.kind, grant.identity, scopes, grant.created_ns - _TIME_OFFSET, expires
+    expires = None if grant.expires_ns is None else grant.expires_ns - TIME_OFFSET
+    return grant.name, grant.kind, grant.identity, scopes, grant.created_ns - TIME_OFFSET, expires
 
 
 @asynccontextmanager
@@ -94,9 +93,5 @@ async def opened_grants(url: str) -> AsyncGenerator[Grants, None]:
     Raises:
         StartError: PostgreSQL does not answer, or the database is not usable.
     """
-    connections = Connections(url, changes=1, reads=1)
-    await connections.open()
-    try:
+    async with opened_connections(url) as connections:
         yield Grants(connections)
-    finally:
-        await connections.close()

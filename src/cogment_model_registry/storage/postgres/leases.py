@@ -312,7 +312,7 @@ class Leases:
             self._core.on_dropped([each.info for each in gone])
 
     async def _announce(self) -> None:
-        """Make the versions that this server has visible again, and drop those that were deleted meanwhile."""
+        """Make the versions that this server has visible again, and drop those that were deleted in the meantime."""
         held = [*self._core.held.values()]
         for start in range(0, len(held), _BATCH):
             batch = held[start : start + _BATCH]

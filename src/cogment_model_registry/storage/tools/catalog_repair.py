@@ -222,4 +222,4 @@ def _is_of(info: VersionInfo | None, notes: VersionNotes | None) -> bool:
     """Return whether notes are about a version of the files, as far as is known."""
     if info is None:
         return False
-    return notes is None or notes.identity in (None, (info.created_ns, info.data_hash))
+    return notes is None or notes.may_be_of((info.created_ns, info.data_hash))

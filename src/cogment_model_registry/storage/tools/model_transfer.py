@@ -81,9 +81,7 @@ def annotating(
 
     def annotate(exported: Mapping[int, Identity]) -> export_format.Annotations | None:
         kept = notes.restricted(
-            lambda number, version: (
-                number in exported and (version is None or version.identity in (None, exported[number]))
-            )
+            lambda number, version: number in exported and (version is None or version.may_be_of(exported[number]))
         )
         for alias in notes.aliases:
             if alias not in kept.aliases:

@@ -131,7 +131,7 @@ async def _read(
 
 def _is_of(notes: VersionNotes | None, info: VersionInfo) -> bool:
     """Return whether notes are on this version, and not on another one that had its number."""
-    return notes is None or notes.identity in (None, (info.created_ns, info.data_hash))
+    return notes is None or notes.may_be_of((info.created_ns, info.data_hash))
 
 
 def _filled(contents: ModelContents, infos: list[VersionInfo], notes: ModelNotes) -> FilledModel:
