@@ -6,6 +6,7 @@ TYPE_CHECKING = False  # for type checkers it is true; importing `typing` takes 
 if TYPE_CHECKING:
     from cogment_model_registry import aio, errors
     from cogment_model_registry.client.blocking import ModelRegistry
+    from cogment_model_registry.client.packing import Folder
     from cogment_model_registry.client.progress import Progress
     from cogment_model_registry.client.tracking import Latest
     from cogment_model_registry.records.consumers import Consumer
@@ -21,6 +22,7 @@ __all__ = [
     "Alias",
     "Consumer",
     "Decision",
+    "Folder",
     "Gap",
     "HistoryEntry",
     "Latest",
@@ -46,6 +48,7 @@ _MODULES = {
     "Alias": "records.lifecycle",
     "Consumer": "records.consumers",
     "Decision": "records.lifecycle",
+    "Folder": "client.packing",
     "Gap": "records.news",
     "HistoryEntry": "records.history",
     "Latest": "client.tracking",

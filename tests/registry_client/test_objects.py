@@ -115,6 +115,7 @@ def test_the_package_has_its_public_names_and_only_those() -> None:
     lifecycle = ["Alias", "Consumer", "Decision", "Gap", "ModelSummary", "RetentionReport", "RetentionRule"]
     classes = [
         *lifecycle,
+        "Folder",
         "HistoryEntry",
         "Latest",
         "ModelInfo",

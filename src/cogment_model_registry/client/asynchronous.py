@@ -192,13 +192,14 @@ class ModelRegistry(Client[AsyncioBackend]):
         version: Key = LATEST,
         archived: bool = False,
         resume: bool = False,
+        unpack: bool | None = None,
         verify: "bool | TrustedKeys" = False,
         timeout: float | None = None,
         progress: Wish = None,
     ) -> VersionInfo:
-        """Write the bytes of a version to a file: whole, checked and durable, or not at all."""
+        """Write the bytes of a version to a file, or unpack them: whole, checked and durable, or not at all."""
         return await self._core.retrievals.download(
-            model, path, version, timeout, progress, archived=archived, resume=resume, verify=verify
+            model, path, version, timeout, progress, archived=archived, resume=resume, verify=verify, unpack=unpack
         )
 
     @overload
