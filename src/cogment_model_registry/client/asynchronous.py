@@ -29,7 +29,7 @@ from cogment_model_registry.client.watching import PATIENCE_SECONDS
 from cogment_model_registry.records.consumers import TTL_DEFAULT_SECONDS, Consumer
 from cogment_model_registry.records.history import HISTORY_LIMIT, HistoryEntry
 from cogment_model_registry.records.lifecycle import Alias, ModelSummary, RetentionReport, Version
-from cogment_model_registry.records.news import Gap, Saved
+from cogment_model_registry.records.news import Gap, News, Saved
 from cogment_model_registry.records.retention import RetentionRule, TransientShare
 from cogment_model_registry.records.versions import ModelInfo, VersionInfo
 
@@ -240,6 +240,20 @@ class ModelRegistry(Client[AsyncioBackend]):
         if all:
             return self._core.watch_every(model_id, after, patience_seconds, archived=archived)
         return self._core.watch(model_id, after, patience_seconds, archived=archived)
+
+    def follow(
+        self,
+        *model_ids: str,
+        resume_token: str = "",
+        filter: str = "",  # noqa: A002 # what the server calls it
+        consumers: bool = False,
+        patience_seconds: float = PATIENCE_SECONDS,
+    ) -> AsyncGenerator[News, None]:
+        """Yield what exists, then all news of some models or of all, each with the token that resumes after it.
+
+        If you leave it before its end, close it with `contextlib.aclosing`.
+        """
+        return self._core.follow(model_ids, resume_token, filter, patience_seconds, consumers=consumers)
 
     def mirror(
         self,

@@ -20,7 +20,7 @@ from cogment_model_registry.client.uploads import UploadOptions
 from cogment_model_registry.client.watching import PATIENCE_SECONDS
 from cogment_model_registry.records.consumers import TTL_DEFAULT_SECONDS
 from cogment_model_registry.records.lifecycle import Version
-from cogment_model_registry.records.news import Gap, Saved
+from cogment_model_registry.records.news import Gap, News, Saved
 from cogment_model_registry.records.versions import ModelInfo, VersionInfo
 
 _T = TypeVar("_T")
@@ -409,6 +409,37 @@ class ModelRegistry(LifecycleMethods, ModelMethods, ConsumerMethods):
         if all:
             return self._watched(core.watch_every(model_id, after, patience_seconds, archived=archived), backend)
         return self._watched(core.watch(model_id, after, patience_seconds, archived=archived), backend)
+
+    def follow(
+        self,
+        *model_ids: str,
+        resume_token: str = "",
+        filter: str = "",  # noqa: A002 # what the server calls it
+        consumers: bool = False,
+        patience_seconds: float = PATIENCE_SECONDS,
+    ) -> Generator[News, None, None]:
+        """Yield what exists, then all news of some models or of all, each with the token that resumes after it.
+
+        Events are versions, models that exist or have changed, `Gap`, `Gone`, `CaughtUp` once all that existed has
+        come, and `Consumer`; docs/watching.md describes them. Nothing is left out over lost connections. It needs
+        ModelLifecycle.
+
+        Args:
+            model_ids: The models, which need not exist yet; none for all models.
+            resume_token: That of the last news that was handled, with the same models, filter and `consumers`; empty
+                for the beginning.
+            filter: Which versions are wanted, as for `find_versions`.
+            consumers: Whether what consumers report is news. It comes again after a connection was lost.
+            patience_seconds: How long the registry may be unavailable once it was reached.
+
+        Raises:
+            InvalidError: The token or the filter is malformed.
+            UnavailableError: The registry cannot be reached. `TimedOutError` if it does not answer.
+        """
+        backend = BlockingBackend(within=self._backend)
+        core = self._core.on(backend)
+        news = core.follow(model_ids, resume_token, filter, patience_seconds, consumers=consumers)
+        return self._watched(news, backend)
 
     def mirror(
         self,
