@@ -13,9 +13,10 @@ import pytest
 
 from cogment_model_registry import ModelRegistry, errors
 from tests.bridges.conftest import BRIDGE_SECONDS, needed, on_slow_machines
+from tests.bridges.test_bridges_page import script
 from tests.pages import end_session
 from tests.ports import free_port
-from tests.processes import clean_environment
+from tests.processes import clean_environment, run
 from tests.waiting import wait_until
 
 mlflow = needed("mlflow")
@@ -196,3 +197,13 @@ def test_what_mlflow_does_not_have_is_its_error(registry: ModelRegistry, client:
         bridge.export_version(registry, client, "nothing", name=name)
     with pytest.raises(errors.InvalidError, match="has a quote"):
         bridge.import_model(registry, client, "it's")
+
+
+def test_the_snippet_on_the_page_runs(shared_endpoint: str, endpoint: str, client: Any, tmp_path: Path) -> None:
+    register(client, "walker", tmp_path / "0", "version 0")
+    client.set_registered_model_alias("walker", "champion", "1")
+    path = tmp_path / "page.py"
+    text = script("mlflow").replace("grpc://localhost:9002", shared_endpoint)
+    path.write_text(text.replace("http://localhost:5000", endpoint))
+    result = run(sys.executable, str(path), cwd=tmp_path, within_seconds=BRIDGE_SECONDS)
+    assert result.returncode == 0, result.stderr
