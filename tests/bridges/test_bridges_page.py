@@ -17,7 +17,13 @@ ROOT = Path(__file__).parent.parent.parent
 PAGE = (ROOT / "docs/bridges.md").read_text()
 SNIPPETS = re.findall(r"^```python\n# (\w+)\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
 
-NEEDED = {"huggingface": None, "stable_baselines3": "stable_baselines3", "webhooks": None}
+NEEDED = {
+    "huggingface": None,
+    "rllib": "ray",
+    "stable_baselines3": "stable_baselines3",
+    "wandb": "wandb",
+    "webhooks": None,
+}
 """The sections whose snippets run here, and the library that each needs; test_mlflow.py runs those of MLflow."""
 
 
