@@ -343,19 +343,28 @@ class Registry:
         """
         if not self._takes_uploads:
             raise StoppingError
-        ref = await self._catalog.find(header.model_id)
-        signing_rules.check_header(await self._catalog.get_signers(ref), header)
+        ref, signers = await self._catalog.find_with_signers(header.model_id)
+        signing_rules.check_header(signers, header)
         store: VersionStore = self._archive if header.archived else self._transient
         upload = await self.open_upload(store, header.model_id, header.data_size_bytes)
-        return self.uploading(header, ref, upload)
+        return self.uploading(header, ref, signers, upload)
 
     def stop_uploads(self) -> None:
         """Refuse new versions from now on: the server stops. Uploads that have begun go on."""
         self._takes_uploads = False
 
-    def uploading(self, header: VersionHeader, ref: ModelRef, upload: Upload) -> VersionUpload:
-        """Return the upload of a version whose bytes go to an upload of the store of its tier."""
-        publish = functools.partial(self._publish, header, ref, upload)
+    def uploading(
+        self, header: VersionHeader, ref: ModelRef, signers: Sequence[PublicKey], upload: Upload
+    ) -> VersionUpload:
+        """Return the upload of a version whose bytes go to an upload of the store of its tier.
+
+        Args:
+            header: The declaration of the version.
+            ref: Its model.
+            signers: Those of the model, as they were found with it.
+            upload: Takes the bytes.
+        """
+        publish = functools.partial(self._publish, header, ref, signers, upload)
         return VersionUpload(header, upload, publish, self.under_way)
 
     def check_header(self, header: VersionHeader) -> None:
@@ -524,12 +533,16 @@ class Registry:
         return round(min(max(memory_share, transfer_share), 1) * LOAD_MAX)
 
     async def _publish(
-        self, header: VersionHeader, ref: ModelRef, upload: Upload, completion: Completion
+        self,
+        header: VersionHeader,
+        ref: ModelRef,
+        signers: Sequence[PublicKey],
+        upload: Upload,
+        completion: Completion,
     ) -> VersionInfo:
         """Number a finished upload, commit it and make it visible."""
         created_ns = header.created_ns or time_ns()
         key = None
-        signers = await self._catalog.get_signers(ref)
         _require_signature(signers, header, completion.data_hash)  # before a number is used up
         try:
             async with self._catalog.publishing(ref, archived=header.archived) as slot:

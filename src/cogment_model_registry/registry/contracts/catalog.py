@@ -242,6 +242,15 @@ class Catalog(ABC):
             NotFoundError: That life of the model is over.
         """
 
+    async def find_with_signers(self, model_id: str) -> tuple[ModelRef, Sequence[PublicKey]]:
+        """Return a model and its signers, as `find` and `get_signers` do, for a version that is to be published.
+
+        Raises:
+            NotFoundError: There is no such model.
+        """
+        ref = await self.find(model_id)
+        return ref, await self.get_signers(ref)
+
     @abstractmethod
     async def get_state(self, ref: ModelRef) -> ModelState:
         """Return what decisions about the versions of a model depend on.

@@ -16,10 +16,11 @@ from cogment_model_registry.records.lifecycle import Annotations
 from cogment_model_registry.records.versions import VersionInfo
 from cogment_model_registry.storage.postgres.changes import LEASE_LOCKS
 from cogment_model_registry.storage.postgres.core import NOTIFY, Core, Held
+from cogment_model_registry.storage.postgres.forgetting import forget_held
 from cogment_model_registry.storage.postgres.models import remove_model
 from cogment_model_registry.storage.postgres.notes import Note
 from cogment_model_registry.storage.postgres.pending import DELETE, LIST, Pending, pending_of
-from cogment_model_registry.storage.postgres.removing import forget_held, remove_archived
+from cogment_model_registry.storage.postgres.removing import remove_archived
 from cogment_model_registry.storage.postgres.rows import (
     TIME_OFFSET,
     VERSION,
@@ -31,7 +32,7 @@ from cogment_model_registry.storage.postgres.rows import (
 from cogment_model_registry.storage.postgres.translation import NoLeaseError
 
 _BATCH = 500
-"""How many versions are announced in one transaction."""
+"""How many versions are announced, or forgotten, in one transaction."""
 
 _DAY_NS = 24 * 3600 * 10**9
 _REQUESTS_MAX = 50_000
@@ -293,9 +294,9 @@ class Leases:
     async def _settle(self) -> None:
         """Do what could not be done, or was not clear, while PostgreSQL did not answer."""
         core = self._core
-        while core.forgotten:
-            await forget_held(core, core.forgotten[0])
-            core.forgotten.pop(0)
+        while forgotten := core.forgotten[:_BATCH]:
+            await forget_held(core, forgotten)
+            del core.forgotten[: len(forgotten)]
         while core.unclear:
             held = core.unclear[0]
             rows = await self._connections.fetch("read unclear", _IS_HELD, held.life, held.info.number, core.server)

@@ -61,6 +61,8 @@ _NEWEST = """coalesce(greatest(
 
 FIND = "SELECT life FROM models WHERE model_id = $1"
 
+FIND_WITH_SIGNERS = "SELECT life, signers FROM models WHERE model_id = $1"
+
 MODEL = "SELECT life, model_id, user_data FROM models WHERE model_id = $1"
 
 MODELS = "SELECT model_id, user_data FROM models ORDER BY model_id OFFSET $1 LIMIT $2"
@@ -201,6 +203,14 @@ class Reads:
         ref = ModelRef(model_id, rows[0]["life"])
         self._core.cache.put_ref(ref)
         return ref
+
+    async def find_with_signers(self, model_id: str) -> tuple[ModelRef, Sequence[PublicKey]]:
+        rows = await self._join("find", FIND_WITH_SIGNERS, model_id)
+        if not rows:
+            raise NotFoundError.model(model_id)
+        ref, signers = ModelRef(model_id, rows[0]["life"]), signers_of(rows[0])
+        self._core.cache.put_ref(ref)
+        return ref, signers
 
     async def get_model(self, model_id: str) -> ModelInfo:
         try:
