@@ -133,9 +133,10 @@ class Membership:
 
     async def _look(self) -> None:
         """Give a sign of life, and look for servers that give none."""
-        if not await self._leases.beat():
+        leases = await self._leases.beat()
+        if leases is None:
             await self._begin_again()
-        leases = await self._leases.servers()
+            leases = await self._leases.servers()
         now = monotonic()
         if now - self._looked_at > self._lease_seconds / 2:
             self._signs.clear()  # this server was frozen, or the database was away: all others get their time again

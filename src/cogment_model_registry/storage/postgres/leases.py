@@ -29,7 +29,7 @@ from cogment_model_registry.storage.postgres.rows import (
     texts_of,
     version_values,
 )
-from cogment_model_registry.storage.postgres.translation import NoLeaseError
+from cogment_model_registry.storage.postgres.translation import NoLeaseError, Record
 
 _BATCH = 500
 """How many versions are announced, or forgotten, in one transaction."""
@@ -42,8 +42,10 @@ _TAKE = "INSERT INTO servers (endpoint) VALUES ($1) RETURNING server"
 _LEASES = "SELECT server, endpoint, beat FROM servers ORDER BY server"
 
 _BEAT = """
-UPDATE servers SET beat = beat + 1 WHERE server = $1
-RETURNING coalesce((SELECT generation FROM generation), 0) AS generation
+WITH own AS (UPDATE servers SET beat = beat + 1 WHERE server = $1 RETURNING server)
+SELECT server, endpoint, beat, EXISTS (SELECT FROM own) AS leased,
+    coalesce((SELECT generation FROM generation), 0) AS generation
+FROM servers ORDER BY server
 """
 
 _GENERATION = """
@@ -76,6 +78,11 @@ _SOLE = f"""
 SELECT m.model_id, h.last_number = t.number AS is_newest, {_VERSION_T}
 FROM transient t JOIN models m USING (life) LEFT JOIN heads h USING (life)
 WHERE t.holders = ARRAY[$1::integer] AND t.damage = '' ORDER BY is_newest DESC, t.number DESC
+"""
+
+_COUNT_SOLE = """
+SELECT count(*) AS versions FROM transient t JOIN models m USING (life)
+WHERE t.holders = ARRAY[$1::integer] AND t.damage = ''
 """
 
 _HELD = """
@@ -151,6 +158,10 @@ class Holder:
     endpoint: str
 
 
+def _lease_of(row: Record) -> Lease:
+    return Lease(row["server"], row["endpoint"], row["beat"])
+
+
 class Resolution:
     """A pending change that is being resolved, while nobody else changes the model.
 
@@ -200,27 +211,27 @@ class Leases:
         generation: int = row["generation"]
         return generation
 
-    async def beat(self) -> bool:
+    async def beat(self) -> list[Lease] | None:
         """Let the lease of this server beat, and announce what it holds if PostgreSQL has crashed since the last beat.
 
         Returns:
-            Whether the lease still exists. Otherwise the bytes of all transient versions are of no use any more, since
-            nobody finds them, and `take` takes a new lease.
+            All leases; None if this server's does not exist any more. Then the bytes of all its transient versions are
+            of no use, since nobody finds them, and `take` takes a new lease.
         """
         rows = await self._connections.fetch("beat", _BEAT, self._core.server, kind="lease")
-        if not rows:
-            return False
+        if not rows or not rows[0]["leased"]:
+            return None
         await self._settle()
         if rows[0]["generation"] != self._core.generation:
             generation = await self._generation()
             await self._announce()
             self._core.generation = generation
-        return True
+        return [_lease_of(row) for row in rows]
 
     async def servers(self) -> list[Lease]:
         """Return all leases."""
         rows = await self._connections.fetch("read leases", _LEASES, kind="lease")
-        return [Lease(row["server"], row["endpoint"], row["beat"]) for row in rows]
+        return [_lease_of(row) for row in rows]
 
     async def remove(self, server: int) -> None:
         """Remove a lease with what it holds, this server's own or that of a server that is gone.
@@ -277,6 +288,12 @@ class Leases:
         """
         rows = await self._connections.fetch("read sole", _SOLE, server)
         return [(info_of(row["model_id"], row), bool(row["is_newest"])) for row in rows]
+
+    async def count_sole(self, server: int) -> int:
+        """Return how many transient versions a server alone has."""
+        [row] = await self._connections.fetch("count sole", _COUNT_SOLE, server)
+        versions: int = row["versions"]
+        return versions
 
     def give_up_held(self) -> list[VersionInfo]:
         """Hold nothing any more; return what this server had."""
