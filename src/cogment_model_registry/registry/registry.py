@@ -543,6 +543,7 @@ class Registry:
         """Number a finished upload, commit it and make it visible."""
         created_ns = header.created_ns or time_ns()
         key = None
+        evicted: Sequence[VersionInfo] = ()
         _require_signature(signers, header, completion.data_hash)  # before a number is used up
         try:
             async with self._catalog.publishing(ref, archived=header.archived) as slot:
@@ -566,10 +567,12 @@ class Registry:
                     await (_both(annotating, upload.prepare(info)) if info.archived else annotating)
                 await upload.commit(info)
                 slot.show(info)
+                evicted = slot.forget(self._without_publishing(upload.take_evicted()))
                 if info.archived:
                     self._transient.note_newest(*key)
         finally:
             is_evicted = key is not None and self._publishing.pop(key)
+            await self._forget(evicted)
         if is_evicted:
             await self._catalog.forget(info)
         else:
@@ -591,12 +594,19 @@ class Registry:
 
     async def _forget(self, evicted: Sequence[VersionInfo]) -> None:
         """Make evicted versions invisible."""
+        for info in self._without_publishing(evicted):
+            await self._catalog.forget(info)
+
+    def _without_publishing(self, evicted: Sequence[VersionInfo]) -> list[VersionInfo]:
+        """Return evicted versions without those that are not visible yet, of which this is noted."""
+        visible = []
         for info in evicted:
             key = info.model_id, info.number
             if key in self._publishing:
                 self._publishing[key] = True
             else:
-                await self._catalog.forget(info)
+                visible.append(info)
+        return visible
 
     async def _open(self, info: VersionInfo) -> Reader:
         store: VersionStore = self._archive if info.archived else self._transient

@@ -119,6 +119,14 @@ class Slot(ABC):
     def show(self, info: VersionInfo) -> None:
         """Make `info` visible when the context is left. Its number is that of the slot."""
 
+    def forget(self, evicted: Sequence[VersionInfo]) -> Sequence[VersionInfo]:
+        """Make versions invisible that were evicted for this one, in the same change.
+
+        Returns:
+            Those for which `Catalog.forget` is to be called instead, when the context was left.
+        """
+        return evicted
+
 
 class Promotion(ABC):
     """A transient version that is being archived. Made by `Catalog.promoting`.

@@ -21,7 +21,8 @@ from cogment_model_registry.records.versions import VersionInfo, check_version_n
 from cogment_model_registry.registry.contracts import ModelRef, Slot
 from cogment_model_registry.storage.postgres.changes import Change
 from cogment_model_registry.storage.postgres.core import Core, Held, Sending
-from cogment_model_registry.storage.postgres.notes import Note
+from cogment_model_registry.storage.postgres.forgetting import FORGET, forgotten_json, let_go, lost_note
+from cogment_model_registry.storage.postgres.notes import Note, messages
 from cogment_model_registry.storage.postgres.publishing import (
     OwnSlot,
     Taken,
@@ -73,13 +74,30 @@ _TAKEN = "UPDATE 1"
 
 _PREPARED = f"""
 PREPARE take_expected(bigint, bigint, bigint, integer) AS {_TAKE};
-PREPARE show_transient(bigint, text, integer, bigint, jsonb) AS {SHOW}
+PREPARE show_transient(bigint, text, integer, bigint, jsonb) AS {SHOW};
+PREPARE forget(jsonb, integer) AS {FORGET}
 """
 
 
 def _literal(text: str) -> str:
     """Return a text as a literal of SQL, where ``standard_conforming_strings`` is on."""
     return "'" + text.replace("'", "''") + "'"
+
+
+class _Slot(OwnSlot):
+    """A slot that also makes versions invisible.
+
+    Attributes:
+        evicted: They.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.evicted: list[VersionInfo] = []
+
+    def forget(self, evicted: Sequence[VersionInfo]) -> Sequence[VersionInfo]:
+        self.evicted.extend(evicted)
+        return ()
 
 
 class _Member:
@@ -94,7 +112,7 @@ class _Member:
 
     def __init__(self) -> None:
         loop = asyncio.get_running_loop()
-        self.taken: asyncio.Future[OwnSlot] = loop.create_future()
+        self.taken: asyncio.Future[_Slot] = loop.create_future()
         self.left: asyncio.Future[VersionInfo | None] = loop.create_future()
         self.over: asyncio.Future[None] = loop.create_future()
         self.context = copy_context()
@@ -108,7 +126,7 @@ class _Member:
         except ModelRegistryError as error:
             self.fail(error)
         else:
-            self.taken.set_result(OwnSlot(number))
+            self.taken.set_result(_Slot(number))
 
     def leave(self, info: VersionInfo | None) -> None:
         """End, as far as the publish itself is concerned."""
@@ -226,33 +244,50 @@ class _Batch:
             for number, member in enumerate(self._numbered, taken.first):
                 member.take(number, ref.model_id)
             await asyncio.wait([member.left for member in self._numbered])
-            left = [(member, info) for member in self._numbered if (info := member.left.result())]
-            shown = _without_repeated([_Shown(core, ref, member, info) for member, info in left])
-            if shown:
-                await self._show(change, shown, durably=taken.is_raised)
-            else:
-                await change.commit(durably=taken.is_raised)
+            await self._end(change, durably=taken.is_raised)
             for member in self._numbered:
                 member.end()
         finally:
             core.signers.pop(ref.life, None)
 
-    async def _show(self, change: Change, shown: Sequence[_Shown], *, durably: bool) -> None:
-        """Commit the rows of versions, and record those that are visible then."""
+    async def _end(self, change: Change, *, durably: bool) -> None:
+        """Commit what the members have left."""
+        core, ref = self._core, self._ref
+        left = [(member, info) for member in self._numbered if (info := member.left.result())]
+        shown = _without_repeated([_Shown(core, ref, member, info) for member, info in left])
+        evicted = [info for member, _ in left for info in member.taken.result().evicted]
+        forgotten = [held for info in evicted if (held := let_go(core, info))]
+        doing = ""
+        if forgotten:
+            # It is not known here which of them others have: this server hears of those that are lost as of a change
+            # that another one has made.
+            sent = [message for held in forgotten for message in messages(0, 0, [lost_note(held)])]
+            doing = f"EXECUTE forget({_literal(forgotten_json(forgotten, sent))}, {change.server}); "
+        try:
+            if shown:
+                await self._show(change, shown, doing, durably=durably)
+            else:
+                await change.commit(durably=durably, doing=doing)
+        except BaseException:
+            core.forgotten.extend(forgotten)
+            raise
+
+    async def _show(self, change: Change, shown: Sequence[_Shown], doing: str, *, durably: bool) -> None:
+        """Commit the rows of versions, after other statements, and record those that are visible then."""
         core, ref = self._core, self._ref
         first, last = shown[0].info.number, shown[-1].info.number
         await forget_appearances(change, ref, first, last)
         await take_missed(core, ref, first)
         now = time_ns() - TIME_OFFSET
         rows = f"[{','.join(each.as_json() for each in shown)}]"
-        accepted, doing = shown, ""
+        accepted = shown
         if any(each.slot.request for each in shown):
             values = ref.life, ref.model_id, change.server, now, rows
             found = {row["number"] for row in await change.fetch("show transient", SHOW, *values)}
             accepted = [each for each in shown if each.info.number in found]
         else:  # in one message with the commit
             texts = _literal(ref.model_id), _literal(rows)
-            doing = f"EXECUTE show_transient({ref.life}, {texts[0]}, {change.server}, {now}, {texts[1]}); "
+            doing += f"EXECUTE show_transient({ref.life}, {texts[0]}, {change.server}, {now}, {texts[1]}); "
         await self._commit(change, accepted, doing, durably=durably)
         for each in shown:
             if each not in accepted:

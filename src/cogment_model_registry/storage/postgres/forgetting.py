@@ -4,6 +4,7 @@ They take no lock of a model: versions are evicted while others of the same mode
 """
 
 import asyncio
+import json
 from collections.abc import Sequence
 
 from cogment_model_registry.errors import UnavailableError
@@ -15,25 +16,59 @@ from cogment_model_registry.storage.postgres.rows import TIME_OFFSET
 # Rows are locked in order, so that two servers that forget the same versions never wait for each other.
 FORGET = """
 WITH given AS (
-    SELECT * FROM unnest($1::bigint[], $2::bigint[], $3::bigint[], $4::text[], $5::text[])
-        AS g(life, number, created, data_hash, message)
+    SELECT * FROM jsonb_to_recordset($1::jsonb)
+        AS g(life bigint, number bigint, created bigint, data_hash text, message text)
 ),
 held AS (
     SELECT t.life, t.number, t.holders, g.message FROM given g JOIN transient t USING (life, number)
     WHERE t.created = g.created AND t.data_hash = g.data_hash ORDER BY t.life, t.number FOR UPDATE OF t
 ),
 kept AS (
-    UPDATE transient t SET holders = array_remove(t.holders, $6::integer) FROM held
-    WHERE t.life = held.life AND t.number = held.number AND held.holders <> ARRAY[$6::integer]
-        AND $6::integer = ANY(held.holders)
+    UPDATE transient t SET holders = array_remove(t.holders, $2::integer) FROM held
+    WHERE t.life = held.life AND t.number = held.number AND held.holders <> ARRAY[$2::integer]
+        AND $2::integer = ANY(held.holders)
 ),
 gone AS (
     DELETE FROM transient t USING held
-    WHERE t.life = held.life AND t.number = held.number AND held.holders = ARRAY[$6::integer]
+    WHERE t.life = held.life AND t.number = held.number AND held.holders = ARRAY[$2::integer]
     RETURNING t.life, t.number, held.message
 )
 SELECT life, number, pg_notify('cogment_model_registry', message) FROM gone
 """
+
+
+def let_go(core: Core, info: VersionInfo) -> Held | None:
+    """Hold a version no more whose bytes are gone; return it if this server held it."""
+    held = core.held.get((info.model_id, info.number))
+    if held is None or (held.info is not info and held.info != info):
+        return None
+    return core.held.pop((info.model_id, info.number))
+
+
+def forgotten_json(forgotten: Sequence[Held], messages: Sequence[str]) -> str:
+    """Return the first value of `FORGET`.
+
+    Args:
+        forgotten: The versions.
+        messages: For each of them what is sent if nobody else has it.
+    """
+    return json.dumps(
+        [
+            {
+                "life": held.life,
+                "number": held.info.number,
+                "created": held.info.created_ns - TIME_OFFSET,
+                "data_hash": held.info.data_hash,
+                "message": message,
+            }
+            for held, message in zip(forgotten, messages, strict=True)
+        ]
+    )
+
+
+def lost_note(held: Held) -> Note:
+    """Return the note of an eviction."""
+    return Note("lost", held.info.model_id, held.life, [held.info.number], "evicted")
 
 
 async def forget_held(core: Core, forgotten: Sequence[Held]) -> None:
@@ -42,18 +77,10 @@ async def forget_held(core: Core, forgotten: Sequence[Held]) -> None:
     Raises:
         UnavailableError: PostgreSQL does not answer.
     """
-    sendings = [
-        core.sending(Note("lost", held.info.model_id, held.life, [held.info.number], "evicted")) for held in forgotten
-    ]
+    sendings = [core.sending(lost_note(held)) for held in forgotten]
     keys = [(held.life, held.info.number) for held in forgotten]
-    columns = [
-        [life for life, _ in keys],
-        [number for _, number in keys],
-        [held.info.created_ns - TIME_OFFSET for held in forgotten],
-        [held.info.data_hash for held in forgotten],
-        [message for sending in sendings for message in sending.messages],
-    ]
-    rows = await core.connections.fetch("forget", FORGET, *columns, core.server)
+    texts = forgotten_json(forgotten, [message for sending in sendings for message in sending.messages])
+    rows = await core.connections.fetch("forget", FORGET, texts, core.server)
     gone = {(row["life"], row["number"]) for row in rows}
     for key, sending in zip(keys, sendings, strict=True):
         if key in gone:
@@ -78,10 +105,9 @@ class Forgetting:
 
         While PostgreSQL is away, it is done later (see `Leases.beat`).
         """
-        held = self._core.held.get((info.model_id, info.number))
-        if held is None or (held.info is not info and held.info != info):
+        held = let_go(self._core, info)
+        if held is None:
             return
-        del self._core.held[info.model_id, info.number]
         self._waiting.append(held)
         if self._next is None:
             self._next = asyncio.create_task(self._forget_all())
