@@ -428,8 +428,7 @@ class Registry:
         self.check_model_id(model_id)
         gone: VersionInfo | None = None
         while True:
-            ref = await self._catalog.find(model_id)
-            [info] = await self._catalog.get_versions(model_id, [number])
+            ref, info = await self._catalog.find_version(model_id, number)
             # If the model is deleted and created again in the meantime, other bytes may have this number.
             try:
                 reader = await self._open(info)

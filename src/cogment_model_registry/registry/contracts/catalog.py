@@ -443,6 +443,17 @@ class Catalog(ABC):
             NotFoundError: The model or one of the versions does not exist.
         """
 
+    async def find_version(self, model_id: str, number: int) -> tuple[ModelRef, VersionInfo]:
+        """Return a version, as `get_versions` does, and a life of its model that had not ended before the call.
+
+        Raises:
+            DataLossError: It is damaged.
+            NotFoundError: The model or the version does not exist.
+        """
+        ref = await self.find(model_id)
+        [info] = await self.get_versions(model_id, [number])
+        return ref, info
+
     @abstractmethod
     async def newer_than(self, model_id: str, number: int) -> Newer:
         """Return what is newer than a version, which need not exist. Takes no longer for models with many versions.

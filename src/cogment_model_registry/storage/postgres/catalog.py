@@ -247,6 +247,9 @@ class PostgresCatalog(Catalog):
     async def get_versions(self, model_id: str, numbers: Sequence[int]) -> list[VersionInfo]:
         return await self._reads.get_versions(model_id, numbers)
 
+    async def find_version(self, model_id: str, number: int) -> tuple[ModelRef, VersionInfo]:
+        return await self._reads.find_version(model_id, number)
+
     async def newer_than(self, model_id: str, number: int) -> Newer:
         return await self._reads.newer_than(model_id, number)
 

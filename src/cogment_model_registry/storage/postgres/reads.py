@@ -226,14 +226,23 @@ class Reads:
         return info
 
     async def get_versions(self, model_id: str, numbers: Sequence[int]) -> list[VersionInfo]:
+        return (await self._find_versions(model_id, numbers))[1]
+
+    async def find_version(self, model_id: str, number: int) -> tuple[ModelRef, VersionInfo]:
+        ref, [info] = await self._find_versions(model_id, [number])
+        return ref, info
+
+    async def _find_versions(self, model_id: str, numbers: Sequence[int]) -> tuple[ModelRef, list[VersionInfo]]:
+        cache = self._core.cache
         try:
             ref, infos = await self._get_versions(model_id, numbers)
         except CatalogAwayError:
-            if (known := self._core.cache.get_versions(model_id, numbers)) is None:
+            known_ref, known = cache.find(model_id), cache.get_versions(model_id, numbers)
+            if known_ref is None or known is None:
                 raise
-            return known
-        self._core.cache.put_versions(ref, numbers, infos)
-        return infos
+            return known_ref, known
+        cache.put_versions(ref, numbers, infos)
+        return ref, infos
 
     async def _get_versions(self, model_id: str, numbers: Sequence[int]) -> tuple[ModelRef, list[VersionInfo]]:
         wanted = {number for number in numbers if abs(number) <= _NUMBER_MAX}
