@@ -5,18 +5,17 @@ than what they gain.
 """
 
 import contextlib
-import sys
 import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 
-from benchmarks.bench import Bench, Benchmark, NotHereError, Outcome
+from benchmarks.bench import Bench, Benchmark, Outcome
 from benchmarks.clients import Kind, Upload, call_seconds, prepare, publish_moments
 from benchmarks.following import followed_moments
 from benchmarks.load import job, together
 from benchmarks.measures import KIB, MIB, at_least, at_most, compared, converted, interleaved, milliseconds
 from benchmarks.processes import ServerProcess, free_port, registry, running
-from tests.postgres import find_program, new_database, postgres_server
+from benchmarks.shared_servers import shared_place
 
 _MODEL_ID = "walker"
 _SIZE_BYTES = MIB
@@ -34,15 +33,8 @@ _SCRAPE_SECONDS = 30.0
 @contextlib.contextmanager
 def _servers(bench: Bench, count: int, *flags: str) -> Iterator[list[ServerProcess]]:
     """Return a context manager with servers that share a catalog, with one model."""
-    if find_program("initdb") is None:
-        raise NotHereError("no PostgreSQL")
-    with ExitStack() as stack:
-        place = stack.enter_context(bench.place())
-        catalog_url = stack.enter_context(new_database(stack.enter_context(postgres_server(is_fast=False))))
-        command = [sys.executable, "-m", "cogment_model_registry", "services", "model_registry", "--port=0"]
-        command += ["--host=127.0.0.1", f"--archive_url=file://{place}", f"--catalog_url={catalog_url}"]
-        command += [f"--cache_max_bytes={bench.budget_mib * MIB}", "--grace_seconds=0", *flags]
-        servers = [stack.enter_context(running(command, r"serving .*\bport=(\d+)")) for _ in range(count)]
+    with shared_place(bench, *flags) as place, ExitStack() as stack:
+        servers = [stack.enter_context(place.server()) for _ in range(count)]
         bench.load(0).run(job(prepare, servers[0].port, [_MODEL_ID]))
         yield servers
 
