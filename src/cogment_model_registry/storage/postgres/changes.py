@@ -213,8 +213,12 @@ class Changes:
 
     async def _prepare(self, connection: Connection, statements: str) -> None:
         if statements and self._prepared.get(connection) != statements:
-            with translated():
-                await connection.execute(statements)
+            try:
+                with translated():
+                    await connection.execute(statements)
+            except BaseException:
+                connection.terminate()  # it is not known which of them are prepared
+                raise
             self._prepared[connection] = statements
 
     async def _leave(self, change: Change, connection: Connection) -> None:
