@@ -306,5 +306,9 @@ async def test_a_connection_is_broken_off_when_the_other_side_is_silent(empty_da
         silent_ms = used.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT)
         assert 0 < silent_ms < 5_000
         assert used.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+        # At the other end too: it holds the locks.
+        assert await connection.fetchval("SHOW tcp_user_timeout") == str(silent_ms)
+        for name in ("idle", "interval"):
+            assert await connection.fetchval(f"SHOW tcp_keepalives_{name}") == "1"
     finally:
         await connection.close()
