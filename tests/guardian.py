@@ -17,12 +17,14 @@ import sys
 import threading
 
 _PR_SET_PDEATHSIG = 1
+_PASSED_ON = {signal.SIGTERM}
 
 
 def main() -> int:
     """Run the command, and return its exit code."""
     number, user, *command = int(sys.argv[1]), *sys.argv[2:]
     guardian = os.getpid()
+    signal.pthread_sigmask(signal.SIG_BLOCK, _PASSED_ON)  # until it can be passed on
     child = os.fork()
     if not child:
         _begin(number, user, command, guardian)
@@ -36,8 +38,9 @@ def main() -> int:
             pass
         pass_on(number)
 
-    signal.signal(signal.SIGTERM, lambda received, _frame: pass_on(received))
     threading.Thread(target=wait_for_end, daemon=True).start()
+    signal.signal(signal.SIGTERM, lambda received, _frame: pass_on(received))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _PASSED_ON)
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
@@ -51,6 +54,7 @@ def _begin(number: int, user: str, command: list[str], guardian: int) -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, number)  # after the change of the user, which clears it
         if os.getppid() != guardian:
             os._exit(1)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _PASSED_ON)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.execvp(command[0], command)
 
