@@ -18,12 +18,13 @@ from cogment_model_registry.storage.bucket import layout
 from cogment_model_registry.storage.bucket.archive import BucketArchive
 from cogment_model_registry.storage.bucket.claim import LEASE_SECONDS, Claim
 from cogment_model_registry.storage.bucket.objects import Objects
+from cogment_model_registry.storage.bucket.opening import open_objects
 from cogment_model_registry.storage.bucket.probe import probe
 from cogment_model_registry.storage.bucket.translation import ObjectExists
 from cogment_model_registry.testing.archive import remove
 from cogment_model_registry.testing.bytes import describe, keep, read, read_chunks
 from tests.object_proxy import Mode, object_proxy
-from tests.object_store import S3Server, store_at
+from tests.object_store import BUCKET, S3Server, store_at
 from tests.storage.faulty_objects import FaultyObjects, gone, is_record, names_below, once
 from tests.waiting import eventually, until
 
@@ -342,6 +343,22 @@ async def test_of_servers_that_start_at_once_one_owns_the_archive() -> None:
     await claims[0].release()
 
 
+async def test_a_small_request_is_tried_again_before_a_large_one_would_be(
+    object_store: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in object_store.environment.items():
+        monkeypatch.setenv(name, value)
+    async with object_proxy(object_store.port) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
+        objects = open_objects(f"s3://{BUCKET}/{tmp_path.name}", small_seconds=0.5)
+        await objects.put("name", b"data")
+        await proxy.set_mode(Mode.STALL)
+        reading = asyncio.create_task(objects.get("name"))
+        await until(lambda: proxy.requests > 1)
+        await proxy.set_mode(Mode.PASS)
+        assert await reading == b"data"
+
+
 @pytest.mark.parametrize("mode", [Mode.REFUSE, Mode.BUSY, Mode.STALL, Mode.LOSE_REPLIES, Mode.CUT])
 async def test_a_store_over_a_broken_network_is_never_torn(object_store: S3Server, tmp_path: Path, mode: Mode) -> None:
     prefix = str(tmp_path).strip("/")
@@ -360,7 +377,7 @@ async def test_a_store_over_a_broken_network_is_never_torn(object_store: S3Serve
         async with await archive.open_upload("m", len(large)) as upload:
             await upload.write(memoryview(large)[: 10 * MIB])
             await proxy.set_mode(mode)
-            objects._store = hasty
+            objects._store = objects._small = hasty
             with pytest.raises(UnavailableError):
                 await end(upload, memoryview(large)[10 * MIB :], info)
         if mode is not Mode.CUT:  # which lets small requests through
@@ -370,7 +387,7 @@ async def test_a_store_over_a_broken_network_is_never_torn(object_store: S3Serve
                 await read(archive, kept)
             await until(lambda: archive.failure)
         await proxy.set_mode(Mode.PASS)
-        objects._store = patient
+        objects._store = objects._small = patient
         await until(lambda: not archive.failure)
         assert await read(archive, kept) == large
         assert await archive.read_version_infos("m", [1, 2]) == [kept, None]

@@ -113,14 +113,13 @@ def repair(url: str, advance: Callable[[int], None]) -> "tuple[Report, list[Outc
     """
     check_bucket_extra()
     from cogment_model_registry.storage.bucket.archive import BucketArchive  # noqa: PLC0415
-    from cogment_model_registry.storage.bucket.objects import Objects  # noqa: PLC0415
-    from cogment_model_registry.storage.bucket.opening import open_store  # noqa: PLC0415
+    from cogment_model_registry.storage.bucket.opening import open_objects  # noqa: PLC0415
     from cogment_model_registry.storage.tools import bucket_repair  # noqa: PLC0415
 
     async def run() -> "tuple[Report, list[Outcome]]":
         async with _opened_to_read(url):
             pass  # what is opened to be written may be new, and there would be nothing to repair
-        archive = BucketArchive(Objects(open_store(url), url), is_sweeping=False)
+        archive = BucketArchive(open_objects(url), is_sweeping=False)
         try:
             await archive.open()
             return await bucket_repair.repair(archive, advance)
@@ -181,15 +180,14 @@ def share(url: str, catalog_url: str, catalog_dir: str) -> "Shared":
     check_bucket_extra()
     check_postgresql_extra()
     from cogment_model_registry.server.bucket_backend import default_catalog_dir  # noqa: PLC0415 # not for --help
-    from cogment_model_registry.storage.bucket.objects import Objects  # noqa: PLC0415
-    from cogment_model_registry.storage.bucket.opening import open_store  # noqa: PLC0415
+    from cogment_model_registry.storage.bucket.opening import open_objects  # noqa: PLC0415
     from cogment_model_registry.storage.postgres.filling import opened_filling  # noqa: PLC0415
     from cogment_model_registry.storage.tools import share as tool  # noqa: PLC0415
 
     async def run() -> "Shared":
         async with (
             opened_filling(catalog_url) as filling,
-            tool.opened_archive(Objects(open_store(url), url)) as archive,
+            tool.opened_archive(open_objects(url)) as archive,
         ):
             old = await asyncio.to_thread(tool.read_catalog, catalog_dir or default_catalog_dir(url))
             return await tool.share(archive, old, filling)

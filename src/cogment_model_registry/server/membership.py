@@ -195,11 +195,11 @@ class Membership:
             if resolution is None:
                 return
             if pending.kind in ("store", "promote"):
-                await self._archive.remove_leftover(model_id, number)
+                await self._archive.remove_leftover(model_id, number, resolution.check)
             elif pending.kind == "remove":
                 [found] = await self._archive.read_version_infos(model_id, [number])
                 if found is None:  # the record goes first
-                    await self._archive.remove_leftover(model_id, number)
+                    await self._archive.remove_leftover(model_id, number, resolution.check)
                     resolution.finish()
             elif not await self._archive.has_model(model_id):
                 await self._archive.finish_removal(model_id)

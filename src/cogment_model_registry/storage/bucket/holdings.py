@@ -47,7 +47,10 @@ class Holdings:
         chores: What is done later.
         sending: The memory for what is being sent.
         collected_bytes: How much uploads have collected.
+        is_shared: Whether several servers write the archive.
     """
+
+    is_shared = False
 
     def __init__(
         self, objects: Objects, require_writable: Callable[[], Awaitable[None]], server: Callable[[], int]

@@ -14,7 +14,7 @@ from time import time_ns
 from cogment_model_registry.errors import NotFoundError
 from cogment_model_registry.records.lifecycle import Annotations
 from cogment_model_registry.records.versions import VersionInfo
-from cogment_model_registry.storage.postgres.changes import LEASE_LOCKS
+from cogment_model_registry.storage.postgres.changes import LEASE_LOCKS, Change
 from cogment_model_registry.storage.postgres.core import NOTIFY, Core, Held
 from cogment_model_registry.storage.postgres.forgetting import forget_held
 from cogment_model_registry.storage.postgres.models import remove_model
@@ -117,7 +117,11 @@ _IS_HELD = "SELECT FROM transient WHERE life = $1 AND number = $2 AND $3::intege
 
 _UNRESOLVED = f"{LIST} WHERE server = $1 OR NOT EXISTS (SELECT FROM servers s WHERE s.server = pending.server)"
 
-_PENDING = "SELECT EXISTS (SELECT FROM servers WHERE server = $2) AS leased FROM pending WHERE pending = $1"
+_PENDING = """
+SELECT EXISTS (SELECT FROM servers WHERE server = $2) AS leased, kind IN ('store', 'promote') AND EXISTS (
+    SELECT FROM versions v WHERE v.life = pending.life AND v.number = pending.number) AS is_archived
+FROM pending WHERE pending = $1
+"""
 
 _PRUNE = (
     "DELETE FROM deleted WHERE deleted < clock_timestamp() - interval '1 hour'",
@@ -169,9 +173,18 @@ class Resolution:
         pending: The change.
     """
 
-    def __init__(self, pending: Pending) -> None:
+    def __init__(self, pending: Pending, change: Change) -> None:
         self.pending = pending
         self.is_finished = False
+        self._change = change
+
+    async def check(self) -> None:
+        """Check that nobody else can have changed the model since this began.
+
+        Raises:
+            UnavailableError: The lock may be lost.
+        """
+        await self._change.fetch("check lock", "SELECT")
 
     def finish(self) -> None:
         """Let the rows of what was to be removed go, since the archive has not got all of it any more."""
@@ -370,7 +383,12 @@ class Leases:
                 yield None
                 return
             self._core.require_lease(rows[0]["leased"])
-            resolution = Resolution(pending)
+            if rows[0]["is_archived"]:  # a later promotion of the same version succeeded, and the archive has its files
+                await change.fetch("end pending", DELETE, key)
+                await change.commit()
+                yield None
+                return
+            resolution = Resolution(pending, change)
             yield resolution
             if resolution.is_finished and pending.kind == "remove":
                 await remove_archived(self._core, change, ref, pending.number, key)
