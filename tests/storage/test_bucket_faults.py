@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 
 import obstore
@@ -11,6 +11,7 @@ import pytest
 from obstore.store import MemoryStore, ObjectStore
 
 from cogment_model_registry.errors import DataLossError, NotFoundError, StartError, UnavailableError
+from cogment_model_registry.records.payload import PayloadHash
 from cogment_model_registry.records.sizes import MIB
 from cogment_model_registry.records.versions import ModelInfo, VersionInfo
 from cogment_model_registry.registry.contracts import Upload
@@ -21,6 +22,7 @@ from cogment_model_registry.storage.bucket.objects import Objects
 from cogment_model_registry.storage.bucket.opening import open_objects
 from cogment_model_registry.storage.bucket.probe import probe
 from cogment_model_registry.storage.bucket.translation import ObjectExists
+from cogment_model_registry.storage.bucket.uploads import PART_BYTES
 from cogment_model_registry.testing.archive import remove
 from cogment_model_registry.testing.bytes import describe, keep, read, read_chunks
 from tests.object_proxy import Mode, object_proxy
@@ -213,6 +215,58 @@ async def test_damage_is_told_from_a_store_that_fails() -> None:
         assert isinstance(damaged, DataLossError)
         with pytest.raises(UnavailableError):
             await archive.read_version_infos("m", [2])
+
+
+async def test_bytes_that_matched_their_hash_are_hashed_again_only_after_a_change(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    objects = FaultyObjects(MemoryStore())
+    data = bytes(PART_BYTES) + b"the second part"
+    info = describe("m", 1, data, True)
+    async with opened(objects) as archive:
+        await keep(archive, info, data)
+        assert await read(archive, info) == data
+        first, _ = await objects.all_names(layout.DATA)
+        hashed = list[int]()
+        start_hash = archive._home.start_hash
+
+        def count_hashed(digest: PayloadHash, parts: Sequence[bytes | memoryview]) -> "asyncio.Future[None]":
+            hashed.extend(map(len, parts))
+            return start_hash(digest, parts)
+
+        monkeypatch.setattr(archive._home, "start_hash", count_hashed)
+        assert await read(archive, info) == data
+        assert hashed == []
+        await objects.put(first, b"wrong" + data[5:PART_BYTES])
+        for _ in range(2):
+            with pytest.raises(DataLossError):
+                await read(archive, info)
+        await objects.put(first, data[:PART_BYTES])
+        hashed.clear()
+        assert await read(archive, info) == data
+        assert sum(hashed) == len(data)
+
+
+async def test_an_object_that_is_replaced_while_it_is_read_ends_the_retrieval() -> None:
+    objects = FaultyObjects(MemoryStore())
+    data = bytes(PART_BYTES)
+    info = describe("m", 1, data, True)
+    async with opened(objects) as archive:
+        await keep(archive, info, data)
+        assert await read(archive, info) == data
+        [name] = await objects.all_names(layout.DATA)
+        archive._home._ahead_bytes = 0  # so that little is read ahead
+        async with (
+            await archive.open_version(info) as reader,
+            aclosing(reader.chunks(100_000, 200_000)) as chunks,
+        ):
+            await anext(chunks)
+            await objects.put(name, b"wrong" + data[5:])
+            with pytest.raises(UnavailableError):
+                async for _ in chunks:
+                    pass
+        with pytest.raises(DataLossError):
+            await read(archive, info)
 
 
 async def test_what_is_gone_does_not_keep_the_rest_from_being_deleted(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -61,6 +61,19 @@ class Written:
     tag: Mapping[str, str]
 
 
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A part of an object.
+
+    Attributes:
+        data: Its bytes.
+        tag: What differs once the object was replaced; empty where the store does not say.
+    """
+
+    data: memoryview
+    tag: str
+
+
 class Objects:
     """The objects under a prefix of an object store.
 
@@ -128,7 +141,7 @@ class Objects:
         except ObjectMissing:
             return None
 
-    async def get_range(self, name: str, start: int, size_bytes: int) -> memoryview:
+    async def get_range(self, name: str, start: int, size_bytes: int) -> Piece:
         """Return a part of an object; less where it ends before.
 
         Raises:
@@ -136,8 +149,7 @@ class Objects:
             UnavailableError: The store failed.
         """
         with self._operation("get_range"):
-            reading = obstore.get_range_async(self._store_for(size_bytes), name, start=start, length=size_bytes)
-            return memoryview(await self._ask(reading))
+            return await self._ask(_get_range(self._store_for(size_bytes), name, start, size_bytes))
 
     async def put(self, name: str, data: bytes) -> None:
         """Write an object, in place of another one of that name.
@@ -331,6 +343,11 @@ async def _get_written(store: ObjectStore, name: str) -> Written:
     result = await obstore.get_async(store, name)
     tag = {key: str(result.meta[key]) for key in ("e_tag", "version") if result.meta.get(key) is not None}
     return Written(bytes(await result.bytes_async()), tag)
+
+
+async def _get_range(store: ObjectStore, name: str, start: int, size_bytes: int) -> Piece:
+    result = await obstore.get_async(store, name, options={"range": (start, start + size_bytes)})
+    return Piece(memoryview(await result.bytes_async()), result.meta["e_tag"] or "")
 
 
 async def _get(store: ObjectStore, name: str) -> bytes:
