@@ -32,7 +32,8 @@ help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 serve: $(VENV)/serve.stamp ## run the model registry for this machine, on its default port, with its archive in ./models/
-	$(BIN)/cogment services model_registry --host=127.0.0.1 --archive_dir=./models/ --grpc_reflection $(ARGUMENTS)
+	$(BIN)/cogment services model_registry --host=127.0.0.1 --archive_dir=./models/ --grpc_reflection \
+		--http_host=127.0.0.1 --http_port=9080 $(ARGUMENTS)
 
 test: $(VENV)/develop.stamp ## run all tests
 	$(BIN)/python -m pytest -n 4 --dist worksteal $(ARGUMENTS)
