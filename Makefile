@@ -12,7 +12,7 @@ BIN := $(VENV)/bin
 ARGUMENTS ?=
 # The oldest Python that runs the server, which has wheels of the oldest packages.
 PYTHON_3_11 ?= $(firstword $(shell command -v python3.11) $(wildcard $(HOME)/.pyenv/versions/3.11.*/bin/python))
-MINIMUM_TESTS := $(patsubst %,tests/%,frameworks/test_jax.py frameworks/test_numpy.py installation wire)
+MINIMUM_TESTS := $(patsubst %,tests/%,frameworks/test_jax.py frameworks/test_numpy.py installation web wire)
 MINIMUM_TESTS += $(patsubst %,tests/cli/test_%.py,command_line lifecycle_commands model_registry_command_line)
 MINIMUM_TESTS += $(patsubst %,tests/storage/test_%.py,catalog_database filesystem layout)
 MINIMUM_TESTS += $(patsubst %,tests/registry_client/test_%.py,calls failures lifecycle news)

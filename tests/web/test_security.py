@@ -88,7 +88,7 @@ def test_a_token_is_passed_through_and_a_wrong_one_is_refused(tmp_path: Path) ->
         secret = _token(archive, "reader", "read")
         assert server.http.get("/api/v1/models").status == HTTPStatus.UNAUTHORIZED
         assert server.http.get("/api/v1/models").headers["www-authenticate"].startswith("Bearer")
-        assert server.http.with_token(secret).get("/api/v1/models").document == {"models": []}
+        assert server.http.with_token(secret).get("/api/v1/models").document["models"] == []
         assert server.http.with_token("x" * 43).get("/api/v1/models").status == HTTPStatus.UNAUTHORIZED
         assert server.http.get("/api/v1/models", {"Authorization": "Basic eA=="}).status == HTTPStatus.UNAUTHORIZED
         assert server.http.get("/api/v1/models", {"Authorization": "Bearer a b"}).status == HTTPStatus.UNAUTHORIZED
@@ -232,7 +232,7 @@ def _address_elsewhere() -> str:
 
 def test_callers_from_elsewhere_have_the_rights_of_callers_from_elsewhere(tmp_path: Path) -> None:
     host = _address_elsewhere()
-    with http_server(tmp_path / "archive", "--http_host=*", f"--audit_log={tmp_path / 'audit'}") as server:
+    with http_server(tmp_path / "archive", "--http_host=*") as server:
         assert server.http.ask("PUT", "/api/v1/models/policy").status == HTTPStatus.OK
         connection = http.client.HTTPConnection(host, server.http.port, timeout=PATIENCE_SECONDS)
         forged = {
@@ -250,8 +250,7 @@ def test_callers_from_elsewhere_have_the_rights_of_callers_from_elsewhere(tmp_pa
             response.read()
             assert response.status == status, (method, path)
         connection.close()
-        changes = server.http.get("/api/v1/models/policy/history").document["changes"]
-        assert host in {each["peer"].split(":")[1] for each in changes if each["change"] == "refused"}
+        server.process.wait_for_line(rf"DeleteModel PERMISSION_DENIED .*peer=ipv4:{host}:")
 
 
 async def test_nobody_can_claim_to_call_for_somebody_else_over_the_network(tmp_path: Path) -> None:
