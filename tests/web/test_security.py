@@ -7,6 +7,7 @@ import stat
 import time
 from http import HTTPStatus
 from pathlib import Path
+from typing import Any
 
 import grpc
 import grpc.aio
@@ -258,7 +259,7 @@ async def test_nobody_can_claim_to_call_for_somebody_else_over_the_network(tmp_p
     with http_server(tmp_path / "archive", f"--host={host}", "--http_host=127.0.0.1") as server:
         request = messages.DeleteModelRequest(model_id="policy").SerializeToString()
         async with grpc.aio.insecure_channel(f"{host}:{server.process.port}") as channel:
-            call = channel.unary_unary(method_path("DeleteModel"))
+            call: Any = channel.unary_unary(method_path("DeleteModel"))
             with pytest.raises(grpc.aio.AioRpcError) as caught:
                 await call(request, metadata=((forwarding.PEER_KEY, "ipv4:127.0.0.1:1"),), timeout=PATIENCE_SECONDS)
         assert caught.value.code() is grpc.StatusCode.PERMISSION_DENIED
@@ -266,8 +267,8 @@ async def test_nobody_can_claim_to_call_for_somebody_else_over_the_network(tmp_p
 
 def test_the_socket_of_the_process_is_for_this_user_alone(shared_http: HttpServer, http: Http) -> None:
     child = psutil.Process(shared_http.process.pid).children()[0]
-    paths = {each.laddr for each in psutil.Process(shared_http.process.pid).net_connections("unix")}
-    (path,) = [each for each in paths if isinstance(each, str) and each.endswith(".http")]
+    paths = {str(each.laddr) for each in psutil.Process(shared_http.process.pid).net_connections("unix")}
+    (path,) = [each for each in paths if each.endswith(".http")]
     assert stat.S_IMODE(Path(path).parent.stat().st_mode) == 0o700
     assert not [word for word in child.cmdline() if path in word]
     assert http.get("/healthz").status == HTTPStatus.OK
