@@ -12,7 +12,7 @@ BIN := $(VENV)/bin
 ARGUMENTS ?=
 # The oldest Python that runs the server, which has wheels of the oldest packages.
 PYTHON_3_11 ?= $(firstword $(shell command -v python3.11) $(wildcard $(HOME)/.pyenv/versions/3.11.*/bin/python))
-MINIMUM_TESTS := $(patsubst %,tests/%,frameworks/test_jax.py frameworks/test_numpy.py installation wire)
+MINIMUM_TESTS := $(patsubst %,tests/%,frameworks/test_jax.py frameworks/test_numpy.py installation web wire)
 MINIMUM_TESTS += $(patsubst %,tests/cli/test_%.py,command_line lifecycle_commands model_registry_command_line)
 MINIMUM_TESTS += $(patsubst %,tests/storage/test_%.py,catalog_database filesystem layout)
 # Without an S3 server, which is not installed there.
@@ -35,7 +35,8 @@ help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 serve: $(VENV)/serve.stamp ## run the model registry for this machine, on its default port, with its archive in ./models/
-	$(BIN)/cogment services model_registry --host=127.0.0.1 --archive_dir=./models/ --grpc_reflection $(ARGUMENTS)
+	$(BIN)/cogment services model_registry --host=127.0.0.1 --archive_dir=./models/ --grpc_reflection \
+		--http_host=127.0.0.1 --http_port=9080 $(ARGUMENTS)
 
 test: $(VENV)/develop.stamp ## run all tests
 	$(BIN)/python -m pytest -n 4 --dist worksteal $(ARGUMENTS)

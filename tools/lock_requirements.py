@@ -33,7 +33,7 @@ def main() -> None:
     """Write the files."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     extras = project["project"]["optional-dependencies"]
-    names = ("server", "oidc", "signatures", "bucket", "postgresql")
+    names = ("server", "oidc", "signatures", "bucket", "postgresql", "web")
     needs = [*project["project"]["dependencies"], *[need for name in names for need in extras[name]]]
     # hatchling requires editables for an editable install.
     runtime = [*needs, *project["build-system"]["requires"], "editables"]

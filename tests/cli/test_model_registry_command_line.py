@@ -24,6 +24,7 @@ import pytest
 from cogment_model_registry import ModelRegistry, Progress
 from cogment_model_registry.cli import presentation
 from cogment_model_registry.cli.model_registry import for_each, model_registry
+from cogment_model_registry.records.documents import time_text, version_as_json
 from cogment_model_registry.records.versions import ModelInfo, VersionInfo
 from tests.in_process import run_in_process
 from tests.ports import free_port
@@ -190,7 +191,7 @@ def test_models_are_listed_with_latest_count_size_and_time(cogment: Cogment, reg
     assert head.split() == ["MODEL", "LATEST", "VERSIONS", "ARCHIVED", "UPDATED", "ALIASES", "USER_DATA"]
     assert [row.split()[0] for row in rows] == [*(f"model-{number:02}" for number in range(40)), "walker"]
     assert rows[0].split() == ["model-00", "-", "0", "0", "-", "-"]
-    created = presentation.time_text(latest.created_ns)
+    created = time_text(latest.created_ns)
     assert rows[-1].split() == ["walker", "3", "3", "1000", created, "production=2", "a=1"]
     [*_, walker] = cogment.json("list_models")
     assert walker["latest_version"]["number"] == 3
@@ -259,7 +260,7 @@ def test_versions_as_json_have_the_documented_fields(cogment: Cogment, registry:
         "model_id": "m",
         "number": 1,
         "created_ns": info.created_ns,
-        "created": presentation.time_text(info.created_ns),
+        "created": time_text(info.created_ns),
         "archived": False,
         "data_hash": info.data_hash,
         "data_size_bytes": len(DATA),
@@ -1010,7 +1011,7 @@ def test_ages_have_one_unit(seconds: float, text: str) -> None:
 
 
 def test_every_time_that_the_api_allows_can_be_shown() -> None:
-    assert presentation.time_text(0) == "1970-01-01T00:00:00.000000Z"
-    assert presentation.time_text(2**64 - 1) == "2554-07-21T23:34:33.709551Z"
+    assert time_text(0) == "1970-01-01T00:00:00.000000Z"
+    assert time_text(2**64 - 1) == "2554-07-21T23:34:33.709551Z"
     info = VersionInfo("m", 1, 2**64 - 1, archived=True, data_hash="", data_size_bytes=0)
-    assert presentation.version_as_json(info)["created_ns"] == 2**64 - 1
+    assert version_as_json(info)["created_ns"] == 2**64 - 1

@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cogment_model_registry import ModelRegistry, RetentionRule
-from cogment_model_registry.cli.rules import parse_rule, parse_rules, rule_as_json, rule_text
+from cogment_model_registry.cli.rules import parse_rule, parse_rules, rule_text
 from cogment_model_registry.errors import InvalidError
+from cogment_model_registry.records.documents import rule_as_json
 from cogment_model_registry.records.retention import TransientShare
 from tests.cli.test_model_registry_command_line import Cogment, cogment, failed, registry
 

@@ -11,10 +11,10 @@ ROOT = Path(__file__).parent.parent.parent
 
 
 def recipe(*flags: str) -> list[str]:
-    """Return the lines that `make serve` would run."""
+    """Return the commands that `make serve` would run, each in a line."""
     result = run("make", "--dry-run", "--no-print-directory", "serve", *flags, cwd=ROOT)
     assert (result.returncode, result.stderr) == (0, "")
-    return result.stdout.splitlines()
+    return result.stdout.replace("\\\n", " ").splitlines()
 
 
 def test_it_serves_this_machine_at_the_default_address_of_clients() -> None:
@@ -23,6 +23,7 @@ def test_it_serves_this_machine_at_the_default_address_of_clients() -> None:
     flags = dict(word.removeprefix("--").partition("=")[::2] for word in words[3:])
     settings = Settings.load(flags | {"grpc_reflection": "true"}, {})
     assert settings.host == "127.0.0.1"
+    assert (settings.http_host, settings.http_port) == ("127.0.0.1", 9080)
     assert DEFAULT.address == f"localhost:{settings.port}" == f"localhost:{Settings().port}"
 
 

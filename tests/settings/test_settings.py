@@ -121,6 +121,9 @@ VALUES: Mapping[str, tuple[tuple[str, object], tuple[str, object]]] = {
     "retrieval_idle_seconds": (("1", 1.0), ("2.5", 2.5)),
     "grace_seconds": (("1", 1.0), ("0", 0.0)),
     "metrics_port": (("0", 0), ("9100", 9100)),
+    "http_port": (("0", 0), ("9080", 9080)),
+    "http_host": (("127.0.0.1", "127.0.0.1"), ("*", "*")),
+    "http_hosts": (("*", ("*",)), ("Models.example, models", ("models.example", "models"))),
     "anonymous": (("read", "read"), ("NOTHING", "nothing")),
     "local_socket": (("off", ""), ("/run/registry.sock", "/run/registry.sock")),
     "keepalive_seconds": (("5", 5.0), ("60", 60.0)),
@@ -202,7 +205,7 @@ LINKS = ["tcp://10.0.0.1:9002", "tcp://[fd00::1]:9002", "udp://10.0.0.1:9002"]
 
 
 @pytest.mark.parametrize("link", LINKS)
-@pytest.mark.parametrize("name", ["port", "host", "metrics_port", "directory_registration_host"])
+@pytest.mark.parametrize("name", ["port", "host", "metrics_port", "http_port", "directory_registration_host"])
 def test_a_variable_set_by_the_platform_counts_as_unset(name: str, link: str) -> None:
     variable = SETTINGS[name].environment
     assert Settings.load({}, {variable: link}) == Settings()
@@ -376,6 +379,9 @@ BAD_VALUES: list[tuple[str, object]] = [
     *[("oidc_keys", value) for value in (None, b"a", Path("a"))],
     *[("oidc_scopes_claim", value) for value in ("", None, ["a"])],
     *[("metrics_port", value) for value in (-1, 65536, "9100", False)],
+    *[("http_port", value) for value in (-1, 65536, "9080", False)],
+    *[("http_host", value) for value in ("a b", None, 1)],
+    *[("http_hosts", value) for value in ("a", ["a"], ("a b",), ("*", "a"), (1,), None)],
     *[("cache_max_items", value) for value in (0, 10**9 + 1, 1.5, "all")],
     *[("cache_max_bytes", value) for value in (0, -1, "3MiB", 2**61)],
     *[("grace_seconds", value) for value in (-0.1, 86_401, float("nan"), float("inf"), "5", True, None)],

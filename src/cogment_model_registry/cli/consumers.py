@@ -15,6 +15,7 @@ from cogment_model_registry.cli.presentation import Column, safe
 from cogment_model_registry.cli.running import ending_with_reader
 from cogment_model_registry.cli.streams import json_text
 from cogment_model_registry.errors import InvalidError
+from cogment_model_registry.records.documents import consumer_as_json
 
 if TYPE_CHECKING:
     from cogment_model_registry import Consumer
@@ -108,23 +109,6 @@ def _row(consumer: "Consumer") -> tuple[str, ...]:
         presentation.user_data_text(consumer.labels) or "-",
         presentation.printable(consumer.error) if consumer.error else "",
     )
-
-
-def consumer_as_json(consumer: "Consumer") -> dict[str, object]:
-    """Return the object that stands for a consumer."""
-    return {
-        "model_id": consumer.model_id,
-        "consumer_id": consumer.consumer_id,
-        "version_number": consumer.version_number,
-        "state": consumer.state,
-        "error": consumer.error,
-        "labels": dict(sorted(consumer.labels.items())),
-        "ttl_seconds": consumer.ttl_seconds,
-        "held_versions": [*consumer.held_versions],
-        "versions_behind": consumer.versions_behind,
-        "seconds_behind": consumer.seconds_behind,
-        "reported_ns": consumer.reported_ns,
-    }
 
 
 COMMANDS = (list_consumers,)

@@ -11,6 +11,7 @@ from cogment_model_registry.cli.connection import Flags, common_flags
 from cogment_model_registry.cli.groups import Command
 from cogment_model_registry.cli.parameters import HELP_WIDTH, Moment, WholeNumber, model_argument
 from cogment_model_registry.cli.presentation import Column, safe
+from cogment_model_registry.records.documents import entry_as_json, time_text
 from cogment_model_registry.records.history import HISTORY_LIMIT
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ def history(flags: Flags, model_id: str, *, since_ns: int | None, limit: int) ->
         if flags.as_json:
             presentation.print_json([entry_as_json(entry) for entry in entries])
         elif flags.is_quiet:
-            presentation.print_lines(presentation.time_text(entry.time_ns) for entry in entries)
+            presentation.print_lines(time_text(entry.time_ns) for entry in entries)
         else:
             _print(entries)
 
@@ -60,7 +61,7 @@ def _print(entries: "Sequence[HistoryEntry]") -> None:
         _COLUMNS,
         [
             (
-                presentation.time_text(entry.time_ns),
+                time_text(entry.time_ns),
                 presentation.printable(entry.change),
                 str(entry.version_number or "-"),
                 safe(entry.alias) if entry.alias else "-",
@@ -86,25 +87,6 @@ def _value_text(value: object) -> str:
     if isinstance(value, str):
         return safe(value)
     return json.dumps(value, separators=(",", ":")).replace("\x7f", "\\u007f")  # JSON leaves this one as it is
-
-
-def entry_as_json(entry: "HistoryEntry") -> dict[str, object]:
-    """Return the object that stands for a change."""
-    return {
-        "time_ns": entry.time_ns,
-        "time": presentation.time_text(entry.time_ns),
-        "change": entry.change,
-        "model_id": entry.model_id,
-        "version_number": entry.version_number,
-        "alias": entry.alias,
-        "before": entry.before,
-        "after": entry.after,
-        "call": entry.call,
-        "caller": entry.caller,
-        "caller_kind": entry.caller_kind,
-        "peer": entry.peer,
-        "reason": entry.reason,
-    }
 
 
 COMMANDS = (history,)

@@ -24,6 +24,7 @@ from cogment_model_registry.cli.parameters import (
 )
 from cogment_model_registry.cli.running import is_terminal
 from cogment_model_registry.errors import InvalidError, ModelRegistryError, WrongServerError
+from cogment_model_registry.records.documents import alias_as_json, version_as_json
 
 if TYPE_CHECKING:
     from cogment_model_registry import Alias, ModelRegistry, Version, VersionInfo
@@ -171,7 +172,7 @@ def _found(
 
 def _show_versions(flags: Flags, versions: "Sequence[VersionInfo]", *, with_model: bool) -> None:
     if flags.as_json:
-        presentation.print_json([presentation.version_as_json(version) for version in versions])
+        presentation.print_json([version_as_json(version) for version in versions])
     elif flags.is_quiet:
         prefix = "{} " if with_model else ""
         presentation.print_lines(
@@ -213,7 +214,7 @@ def list_aliases(flags: Flags, model_id: str) -> None:
     with flags.connected() as registry:
         aliases = registry.aliases(model_id)
         if flags.as_json:
-            presentation.print_json([presentation.alias_as_json(alias) for alias in aliases.values()])
+            presentation.print_json([alias_as_json(alias) for alias in aliases.values()])
         elif flags.is_quiet:
             presentation.print_lines(map(presentation.safe, aliases))
         else:
@@ -238,7 +239,7 @@ def set_alias(flags: Flags, model_id: str, alias: str, number: int | str, *, exp
 
 def _show_alias(flags: Flags, alias: "Alias", model_id: str) -> None:
     if flags.as_json:
-        presentation.print_json(presentation.alias_as_json(alias))
+        presentation.print_json(alias_as_json(alias))
     elif flags.is_quiet:
         presentation.print_lines([str(alias.revision)])
     else:
@@ -262,7 +263,7 @@ def remove_alias(flags: Flags, model_id: str, alias: str, *, expected: int | Non
 
 def _show(flags: Flags, version: "Version", done: str) -> None:
     if flags.as_json:
-        presentation.print_json(presentation.version_as_json(version))
+        presentation.print_json(version_as_json(version))
     elif flags.is_quiet:
         presentation.print_lines([str(version.number)])
     else:

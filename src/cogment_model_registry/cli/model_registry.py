@@ -50,6 +50,7 @@ from cogment_model_registry.cli.running import (
 )
 from cogment_model_registry.cli.signatures import keys_in, signer_in
 from cogment_model_registry.errors import ModelRegistryError, NotFoundError, counted, shown
+from cogment_model_registry.records.documents import model_info_as_json, version_as_json
 from cogment_model_registry.records.sizes import size_text
 from cogment_model_registry.records.versions import ModelInfo, VersionInfo
 
@@ -188,7 +189,7 @@ def create_model(flags: Flags, model_id: str, user_data: dict[str, str], *, repl
         before = _existing(registry, model_id) if says else None
         model = registry.create_model(model_id, user_data=user_data, replace=replace)
         if flags.as_json:
-            presentation.print_json(presentation.model_as_json(model))
+            presentation.print_json(model_info_as_json(model))
         flags.say(_created_text(before, replaced=replace) if before else f"created model {presentation.safe(model_id)}")
 
 
@@ -250,7 +251,7 @@ def show_version(flags: Flags, model_id: str, number: int | str, *, archived: bo
 
 def _show(flags: Flags, version: VersionInfo) -> None:
     if flags.as_json:
-        presentation.print_json(presentation.version_as_json(version))
+        presentation.print_json(version_as_json(version))
     elif flags.is_quiet:
         presentation.print_lines([str(version.number)])
     else:

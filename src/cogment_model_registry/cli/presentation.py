@@ -13,7 +13,6 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timezone
 from typing import Literal
 from unicodedata import category, east_asian_width
 
@@ -22,6 +21,7 @@ import click
 from cogment_model_registry.cli.running import ended_by_interruptions, is_terminal
 from cogment_model_registry.cli.streams import escaped, json_text
 from cogment_model_registry.errors import ModelRegistryError
+from cogment_model_registry.records.documents import model_info_as_json, time_text, version_as_json
 from cogment_model_registry.records.lifecycle import Alias, ModelSummary, Version
 from cogment_model_registry.records.news import Gap
 from cogment_model_registry.records.sizes import KIB, size_text
@@ -361,13 +361,6 @@ def moment_text(time_ns: int) -> str:
     return time_text(time_ns) + (f" ({age(time_ns, time.time_ns())})" if is_for_people() else "")
 
 
-def time_text(time_ns: int) -> str:
-    """Return a time in UTC as ISO 8601 has it, to the microsecond."""
-    seconds, ns = divmod(time_ns, _NS_PER_SECOND)
-    moment = datetime.fromtimestamp(seconds, timezone.utc).replace(microsecond=ns // 1000)
-    return moment.isoformat(timespec="microseconds").replace("+00:00", "Z")
-
-
 def user_data_text(user_data: Mapping[str, str]) -> str:
     """Return `user_data` in one line, in the order of its keys."""
     return " ".join(f"{safe(key, '=')}={safe(value)}" for key, value in sorted(user_data.items()))
@@ -385,43 +378,16 @@ def printable(text: str) -> str:
     return text if text.isprintable() else json.dumps(text, ensure_ascii=True)
 
 
-def model_as_json(model: ModelInfo) -> dict[str, object]:
-    """Return the object that stands for a model."""
-    return {"model_id": model.model_id, "user_data": dict(sorted(model.user_data.items()))}
-
-
 def listed_as_json(model: ListedModel) -> dict[str, object]:
     """Return the object that stands for a model with what it has."""
     summary = model.summary
     return {
-        **model_as_json(summary),
+        **model_info_as_json(summary),
         "versions": summary.versions,
         "archived_bytes": summary.archived_bytes,
         "latest_version": version_as_json(model.latest) if model.latest else None,
         "aliases": {alias.name: alias.version_number for alias in summary.aliases},
     }
-
-
-def version_as_json(version: VersionInfo) -> dict[str, object]:
-    """Return the object that stands for a version, with what people may change about it if that is known."""
-    fields = {
-        "model_id": version.model_id,
-        "number": version.number,
-        "created_ns": version.created_ns,
-        "created": time_text(version.created_ns),
-        "archived": version.archived,
-        "data_hash": version.data_hash,
-        "data_size_bytes": version.data_size_bytes,
-        "user_data": dict(sorted(version.user_data.items())),
-    }
-    if isinstance(version, Version):
-        fields["tags"] = dict(sorted(version.tags.items()))
-        fields["metrics"] = dict(sorted(version.metrics.items()))
-        fields["aliases"] = [*version.aliases]
-        fields["revision"] = version.revision
-    if version.signature is not None:
-        fields["signature"] = {"key_id": version.signature.key_id, "value": version.signature.value}
-    return fields
 
 
 def version_as_json_line(version: VersionInfo, **more: str) -> str:
@@ -440,14 +406,3 @@ def gap_line(gap: Gap) -> str:
 def gap_as_json_line(gap: Gap) -> str:
     """Return the same as a JSON object in one line."""
     return json_text({"model_id": gap.model_id, "first_number": gap.first_number, "last_number": gap.last_number})
-
-
-def alias_as_json(alias: Alias) -> dict[str, object]:
-    """Return the object that stands for an alias."""
-    return {
-        "alias": alias.name,
-        "version_number": alias.version_number,
-        "revision": alias.revision,
-        "set_ns": alias.set_ns,
-        "set": time_text(alias.set_ns),
-    }

@@ -21,6 +21,7 @@ from cogment_model_registry.cli.parameters import (
 from cogment_model_registry.cli.presentation import Column, safe
 from cogment_model_registry.cli.running import PathType, is_terminal, open_standard_input, translating_errors
 from cogment_model_registry.errors import InvalidError, counted
+from cogment_model_registry.records.documents import model_as_json, report_as_json, rule_as_json
 from cogment_model_registry.records.sizes import size_text
 
 if TYPE_CHECKING:
@@ -79,7 +80,7 @@ def show_retention(flags: Flags, model_id: str) -> None:
 
     With --json, they are what set_retention --file reads.
     """
-    from cogment_model_registry.cli.rules import rule_as_json, rule_text  # noqa: PLC0415 # help needs no records
+    from cogment_model_registry.cli.rules import rule_text  # noqa: PLC0415 # help needs no records
 
     with flags.connected() as registry:
         rules = registry.describe_model(model_id).retention
@@ -111,7 +112,7 @@ def apply_retention(
     with flags.connected() as registry:
         report = registry.apply_retention(model_id, dry_run=dry_run, rules=given)
         if flags.as_json:
-            presentation.print_json(_report_as_json(report))
+            presentation.print_json(report_as_json(report))
         elif flags.is_quiet:
             prefix = "" if model_id else "{} "
             presentation.print_lines(
@@ -153,18 +154,6 @@ def _print_report(report: "RetentionReport", *, with_model: bool, is_dry_run: bo
     if left_out := report.deleted_versions + report.kept_versions - len(rows):
         lines.insert(0, f"{counted(left_out, 'more version')} not shown")
     presentation.print_lines(lines)
-
-
-def _report_as_json(report: "RetentionReport") -> dict[str, object]:
-    return {
-        "decisions": [
-            {**presentation.version_as_json(each.version), "deleted": each.deleted, "reason": each.reason}
-            for each in report.decisions
-        ],
-        "deleted_versions": report.deleted_versions,
-        "kept_versions": report.kept_versions,
-        "freed_bytes": report.freed_bytes,
-    }
 
 
 def _given(words: Iterable[str], path: str | None, *, is_none: bool) -> "list[RetentionRule] | None":
@@ -308,31 +297,6 @@ def _row(model: "ModelSummary") -> tuple[str, ...]:
         ",".join(safe(alias.name) for alias in model.aliases) or "-",
         presentation.user_data_text(model.tags),
     )
-
-
-def model_as_json(model: "ModelSummary") -> dict[str, object]:
-    """Return the object that stands for a model with what people decided about it."""
-    from cogment_model_registry.cli.rules import rule_as_json  # noqa: PLC0415 # help needs no records
-
-    share = model.share
-    return {
-        "model_id": model.model_id,
-        "user_data": dict(sorted(model.info.user_data.items())),
-        "tags": dict(sorted(model.tags.items())),
-        "aliases": [presentation.alias_as_json(alias) for alias in model.aliases],
-        "retention": [rule_as_json(rule) for rule in model.retention],
-        "share": {
-            "max_items": share.max_items,
-            "max_bytes": share.max_bytes,
-            "reserved_items": share.reserved_items,
-            "reserved_bytes": share.reserved_bytes,
-        },
-        "signers": [{"key_id": key.key_id, "public_key": key.pem} for key in model.signers],
-        "revision": model.revision,
-        "latest_number": model.latest_number,
-        "versions": model.versions,
-        "archived_bytes": model.archived_bytes,
-    }
 
 
 COMMANDS = (find_models, update_model, set_share, set_retention, show_retention, apply_retention)

@@ -12,10 +12,11 @@ import click
 
 from cogment_model_registry.cli.bucket_archive import CatalogUrlType, check_postgresql_extra
 from cogment_model_registry.cli.groups import Command, Group
-from cogment_model_registry.cli.presentation import Column, print_table, time_text
+from cogment_model_registry.cli.presentation import Column, print_table
 from cogment_model_registry.cli.running import PathType, silence_log
 from cogment_model_registry.cli.server_extra import check_server_extra
 from cogment_model_registry.errors import quoted
+from cogment_model_registry.records.documents import time_text
 from cogment_model_registry.settings import Settings, all_settings
 
 if TYPE_CHECKING:

@@ -129,7 +129,7 @@ class Connection(OpenChannels):
             WrongServerError: Another server, so that it is of no use to try again.
             UnavailableError: The two sides do not agree on TLS, and that is of no use either.
         """
-        if not isinstance(self.location, Direct) or channels.was_sent(error.__cause__):
+        if not isinstance(self.location, Direct) or self.location.is_local or channels.was_sent(error.__cause__):
             return
         link = self._current
         if link is not None and link.tls is not None and await self.tls(backend, is_secure=True) != link.tls:

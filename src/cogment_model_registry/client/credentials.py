@@ -26,6 +26,15 @@ class Credentials:
         self._read_at = float("-inf")
         self._metadata = _metadata(token)
 
+    @property
+    def is_any(self) -> bool:
+        """Whether calls carry anything, now or later."""
+        return bool(self._path or self._metadata)
+
+    def forwarded_peer(self) -> str:
+        """Return the address of whoever calls are made for; empty where they are made for this process."""
+        return ""
+
     def authorization(self) -> str:
         """Return what calls carry as the metadata ``authorization``; empty without a token.
 
@@ -86,7 +95,7 @@ def _of_file(path: str) -> Credentials:
 
 def authorized(channel: Any, credentials: Credentials) -> Any:
     """Return a channel of gRPC, of either flavour, on whose calls the token travels, if there is one."""
-    return _AuthorizedChannel(channel, credentials) if credentials.authorization() else channel
+    return _AuthorizedChannel(channel, credentials) if credentials.is_any else channel
 
 
 class _AuthorizedChannel:

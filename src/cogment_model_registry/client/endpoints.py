@@ -34,8 +34,13 @@ class Direct:
     address: str
     is_secure: bool = False
 
+    @property
+    def is_local(self) -> bool:
+        """Whether the address is ``unix:PATH``, the path of a UNIX socket; no argument of a client has this form."""
+        return self.address.startswith("unix:")
+
     def __str__(self) -> str:
-        return endpoint_text(self.address, is_secure=self.is_secure)
+        return self.address if self.is_local else endpoint_text(self.address, is_secure=self.is_secure)
 
 
 @dataclass(frozen=True, slots=True)

@@ -87,10 +87,17 @@ class LocalTransfers:
             take: Gets the descriptor, on a thread, and leaves it open.
             deadline: When to give up.
         """
+        credentials = self._calls.connection.credentials
+        authorization, forwarded_peer = credentials.authorization(), credentials.forwarded_peer()  # not on the thread
 
         def ask(place: LocalPlace, connection: socket.socket) -> _T:
             request = local.read_request(
-                place.socket_id, info.model_id, info.number, info.data_hash, self._authorization()
+                place.socket_id,
+                info.model_id,
+                info.number,
+                info.data_hash,
+                authorization=authorization,
+                forwarded_peer=forwarded_peer,
             )
             received: list[int] = []
             try:

@@ -102,7 +102,11 @@ class Client(ABC, Generic[_B]):
             "progress": progress,
         }
         self._backend = self._make_backend()
-        self._core = _open_core(self._backend, self._options)
+        self._core = self._open_core()
+
+    def _open_core(self) -> Core:
+        """Return what makes its calls."""
+        return _open_core(self._backend, self._options)
 
     @abstractmethod
     def _make_backend(self) -> _B:

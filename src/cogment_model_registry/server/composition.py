@@ -9,6 +9,7 @@ no new calls, watchers notified, transfers given their grace, numbers persisted,
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any, Protocol
 
 import grpc
 import grpc.aio
@@ -29,6 +30,7 @@ from cogment_model_registry.server.audit import AuditGuard, AuditLog
 from cogment_model_registry.server.audit_calls import AuditLogService
 from cogment_model_registry.server.backends import Backends, OpenBackends, open_backends
 from cogment_model_registry.server.consumer_calls import ConsumerCalls, log_change
+from cogment_model_registry.server.forwarded_calls import ForwardedHandlers, metrics_handlers, socket_path
 from cogment_model_registry.server.identities import Identities
 from cogment_model_registry.server.issuer import issuer_of
 from cogment_model_registry.server.local_calls import LocalCalls
@@ -42,9 +44,10 @@ from cogment_model_registry.server.retention import RetentionWork
 from cogment_model_registry.server.sharing import Sharing
 from cogment_model_registry.server.transfers import Transfers
 from cogment_model_registry.server.watching import WatchCalls
+from cogment_model_registry.server.web_process import Web
 from cogment_model_registry.serving import grpc_workarounds, life_cycle
 from cogment_model_registry.serving.caller_limits import CallerLimits, CallerRates
-from cogment_model_registry.serving.calls import Guard
+from cogment_model_registry.serving.calls import Guard, Handlers
 from cogment_model_registry.serving.certificates import Certificates, certificate_names, kept_certificates
 from cogment_model_registry.serving.health import Health
 from cogment_model_registry.settings import Settings, is_local
@@ -77,6 +80,7 @@ class Server:
     Attributes:
         port: The TCP port that it serves on.
         metrics_port: The TCP port that its metrics and its health are served on over HTTP; None when they are not.
+        http_port: The TCP port that the pages and /api/v1 are served on over HTTP; None when they are not.
         certificates: What it shows over TLS; None when it is not encrypted.
     """
 
@@ -84,11 +88,14 @@ class Server:
         self,
         port: int,
         metrics_port: int | None,
+        http_port: int | None,
+        *,
         backends: Backends,
         models: Models,
         certificates: Certificates | None = None,
     ) -> None:
         self.port = port
+        self.http_port = http_port
         self.metrics_port = metrics_port
         self.certificates = certificates
         self._backends = backends
@@ -171,13 +178,19 @@ async def running(settings: Settings, open_backends: OpenBackends = open_backend
         )
         names = [*messages.SERVICE_NAMES, lifecycle_messages.SERVICE_NAME, audit_messages.SERVICE_NAME]
         health = Health(names)
-        grpc_server = _grpc_server(
-            settings, [*service.handlers(), lifecycle.handlers(), history.handlers()], names, health
-        )
+        handlers = [*service.handlers(), lifecycle.handlers(), history.handlers()]
+        grpc_server = _grpc_server(settings, handlers, names, health)
         port = life_cycle.listen(grpc_server, settings.host, settings.port, certificates)
         registration = Registration(settings, port) if settings.directory_endpoint else None
         metrics.watch(registry.status, lambda: registration.state if registration else State.OFF)
         metrics_port = _monitor(stack, settings, metrics, health, certificates)
+        web = await _serve_http(
+            stack,
+            settings,
+            [*handlers, metrics_handlers(Handlers(metrics.observe_call, guard, limits), metrics.registry)],
+            health,
+            certificates,
+        )
         if sharing is not None:
             await stack.enter_async_context(sharing.joined(peer_endpoint(settings, port)))
         await grpc_server.start()
@@ -203,12 +216,12 @@ async def running(settings: Settings, open_backends: OpenBackends = open_backend
             async with asyncio.TaskGroup() as group:
                 if registration and registering:
                     group.create_task(_deregister(registration, registering))
-                group.create_task(grpc_server.stop(settings.grace_seconds))
-                if local_socket is not None:
-                    group.create_task(local_socket.stop(settings.grace_seconds))
+                group.create_task(_stop_all([grpc_server, web, local_socket], settings.grace_seconds))
 
         stack.push_async_callback(_stop_serving, background, health, stop_calls, (service, lifecycle, history))
-        yield Server(port, metrics_port, backends, models, certificates)
+        yield Server(
+            port, metrics_port, web.port if web else None, backends=backends, models=models, certificates=certificates
+        )
 
 
 async def _stop_serving(
@@ -224,6 +237,21 @@ async def _stop_serving(
     await stop_calls()
     for service in services:
         await service.drained()
+
+
+class _Part(Protocol):
+    """A part of the server that takes calls."""
+
+    def stop(self, grace_seconds: float, /) -> Coroutine[Any, Any, None]:
+        """Take no new calls, and give those under way some time."""
+
+
+async def _stop_all(parts: Sequence[_Part | None], grace_seconds: float) -> None:
+    """Stop all parts at the same time."""
+    async with asyncio.TaskGroup() as group:
+        for part in parts:
+            if part is not None:
+                group.create_task(part.stop(grace_seconds))
 
 
 async def _hand_over(registry: Registry, sharing: Sharing | None, within_seconds: float) -> None:
@@ -246,6 +274,26 @@ def _monitor(
     )
     stack.push_async_callback(asyncio.to_thread, monitoring.close)
     return monitoring.port
+
+
+async def _serve_http(
+    stack: AsyncExitStack,
+    settings: Settings,
+    handlers: Sequence[grpc.GenericRpcHandler],
+    health: Health,
+    certificates: Certificates | None,
+) -> Web | None:
+    """Begin to serve HTTP, if that is asked for."""
+    if settings.http_port is None:
+        return None
+    path = stack.enter_context(socket_path())
+    calls = _grpc_server(settings, [ForwardedHandlers(each) for each in handlers], [], health)
+    web = Web(settings, path, calls)
+    stack.callback(web.close)
+    if certificates is not None:
+        certificates.on_renewed.add(web.renew)
+    await web.start()
+    return web
 
 
 def _sharing(
@@ -431,6 +479,7 @@ async def serve(settings: Settings, signals: Signals) -> None:
             cache_max_items=settings.cache_max_items,
             cache_max_bytes=settings.cache_max_bytes,
             **({} if server.metrics_port is None else {"metrics_port": server.metrics_port}),
+            **({} if server.http_port is None else {"http_port": server.http_port}),
             **life_cycle.check_encryption(settings.host, server.certificates),
         )
         if settings.anonymous == "everything" and not is_local(settings.host):

@@ -52,9 +52,10 @@ class _RefusedError(Exception):
 class _Context:
     """A call over the socket, in the terms of gRPC's."""
 
-    def __init__(self, peer: Peer, authorization: str) -> None:
+    def __init__(self, peer: Peer, authorization: str, forwarded_peer: str) -> None:
         self._peer = peer
         self._authorization = authorization
+        self._forwarded_peer = forwarded_peer
 
     async def abort(
         self, code: grpc.StatusCode, details: str = "", trailing_metadata: Sequence[tuple[str, str]] = ()
@@ -68,7 +69,7 @@ class _Context:
         raise NotImplementedError("a call over the local socket has one reply")
 
     def peer(self) -> str:
-        return f"unix:process={self._peer.process},user={self._peer.user}"
+        return self._forwarded_peer or f"unix:process={self._peer.process},user={self._peer.user}"
 
     def invocation_metadata(self) -> tuple[tuple[str, str], ...]:
         return (("authorization", self._authorization),) if self._authorization else ()
@@ -128,7 +129,8 @@ class LocalCalls:
         if kind is None:
             raise local.MalformedError("the request asks for nothing")
         method = "LocalReadVersion" if kind == "read" else "LocalUploadVersion"
-        call = Call(method, _Context(peer, request.authorization), self._guard, self._limits)
+        context = _Context(peer, request.authorization, request.forwarded_peer)
+        call = Call(method, context, self._guard, self._limits)
         call.count_received(message)
         try:
             if kind == "read":

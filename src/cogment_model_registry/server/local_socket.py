@@ -189,7 +189,7 @@ def opened(setting: str) -> Iterator[LocalSocket | None]:
 
 def _path_of_its_own() -> str:
     """Return a new path in the directory for the sockets of this user, from which those of dead servers are removed."""
-    directory = _own_directory()
+    directory = own_directory()
     for name in os.listdir(directory):
         path = os.path.join(directory, name)
         if name.endswith(_SUFFIX) and _is_dead(path):
@@ -198,7 +198,7 @@ def _path_of_its_own() -> str:
     return os.path.join(directory, f"{os.getpid()}-{secrets.token_hex(4)}{_SUFFIX}")
 
 
-def _own_directory() -> str:
+def own_directory() -> str:
     """Return the directory for sockets, which nobody else can enter.
 
     Raises:

@@ -106,6 +106,7 @@ _CALLS: Mapping[str, Callable[[Any], Needs]] = {
     "ReportConsumer": lambda request: (Need(READ, request.consumer.model_id),),
     "ListConsumers": lambda request: _listing([request.model_id] if request.model_id else []),
     "ListChanges": _of_model("admin"),
+    "LocalReadMetrics": lambda _: (Need(READ, ANY),),  # which show the ids of models
 }
 
 NEEDS = {**_CALLS, "LocalReadVersion": _CALLS["ReadVersion"], "LocalUploadVersion": _CALLS["UploadVersion"]}

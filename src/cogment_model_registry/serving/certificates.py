@@ -77,12 +77,17 @@ class Certificates:
         settings: The files, of which there must be a certificate and a key.
         now: Seconds since the epoch.
 
+    Attributes:
+        requires_clients: Whether clients must show a certificate.
+        on_renewed: Called when other files are in use.
+
     Raises:
         StartError: A file cannot be used.
     """
 
     def __init__(self, settings: TlsSettings, now: Callable[[], float] = time.time) -> None:
         self._now = now
+        self.on_renewed: set[Callable[[], None]] = set()
         self.requires_clients = requires_client_certificate(settings)
         self._certificate, self._key = pair_files(settings) or (PemFile("tls_certificate", ""), PemFile("tls_key", ""))
         self._client_ca = PemFile("tls_client_ca", settings.tls_client_ca)
@@ -147,6 +152,8 @@ class Certificates:
             if renewed is not None:
                 self._loaded = renewed
                 _log.info("certificate renewed", certificate=self._certificate.path, expires=_day(renewed.expires_at))
+                for notify in self.on_renewed:
+                    notify()
             self.tell_expiry()
 
     def _look(self, *, is_asked: bool) -> _Loaded | None:

@@ -151,7 +151,7 @@ def listen(server: grpc.aio.Server, host: str, port: int, certificates: Certific
             return server.add_secure_port(f"{name}:{port}", certificates.credentials())
         return server.add_insecure_port(f"{name}:{port}")
     except RuntimeError:
-        raise StartError(_refusal(host, port)) from None
+        raise StartError(refusal(host, port)) from None
 
 
 def check_encryption(host: str, certificates: Certificates | None) -> dict[str, str]:
@@ -170,8 +170,8 @@ def check_encryption(host: str, certificates: Certificates | None) -> dict[str, 
     return {}
 
 
-def _refusal(host: str, port: int) -> str:
-    """Return why no server can listen there: gRPC does not say it, so the system is asked again."""
+def refusal(host: str, port: int) -> str:
+    """Return why no server can listen at a port of a host: gRPC does not say it, so the system is asked again."""
     try:
         addresses = socket.getaddrinfo(None if host == ALL_INTERFACES else host, port, type=socket.SOCK_STREAM)
     except OSError as error:

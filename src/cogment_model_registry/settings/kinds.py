@@ -268,6 +268,19 @@ def _parse_name(text: str) -> str:
 _STORES = ("s3", "gs", "az", "file")
 _BUCKET = r"[A-Za-z0-9][A-Za-z0-9._-]*"
 
+
+def _parse_hosts(text: str) -> tuple[str, ...]:
+    """Return names of hosts, or `ALL_INTERFACES` alone."""
+    names = tuple(name.strip() for name in text.split(",")) if text else ()
+    return names if names == (ALL_INTERFACES,) else tuple(dict.fromkeys(parse_host(name).lower() for name in names))
+
+
+def _check_hosts(value: object) -> tuple[str, ...]:
+    if not isinstance(value, tuple) or not all(isinstance(name, str) for name in value):
+        raise ValueError(value)  # what `Kind.check` raises
+    return _parse_hosts(",".join(value))
+
+
 ARCHIVE_URL = _text_kind(
     "URL",
     "s3://bucket/prefix, gs://bucket/prefix, az://container/prefix or file:///path, without credentials or a query",
@@ -286,6 +299,7 @@ ENDPOINT = _text_kind("ENDPOINT", ENDPOINT_FORM, parse_endpoint)
 PROPERTIES = Kind(
     "PROPERTIES", 'properties of the form "name=value,name,name=value"', parse_properties, _check_properties
 )
+HOSTS = Kind("NAMES", f"host names separated by commas, or {ALL_INTERFACES} for any", _parse_hosts, _check_hosts)
 LOCAL_SOCKET = _text_kind("PATH", f"a path, {AUTO}, or off", _parse_local_socket)
 LOG_LEVEL = _text_kind("LEVEL", f"one of {', '.join(LOG_LEVELS)}, or a number from 0 to 6", _parse_log_level)
 ANONYMOUS_ACCESS = _text_kind("ACCESS", f"one of {', '.join(ANONYMOUS)}", _parse_choice(ANONYMOUS))

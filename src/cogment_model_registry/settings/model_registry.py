@@ -26,6 +26,8 @@ from cogment_model_registry.settings.kinds import (
     AUTO,
     CATALOG_URL,
     ENDPOINT,
+    HOSTS,
+    INTERFACE,
     ISSUER,
     KEYS,
     LOCAL_SOCKET,
@@ -184,6 +186,29 @@ class Settings(ServiceSettings):
         optional(integer(0, 65535), None),
         "TCP port to serve metrics on, in Prometheus' text format; 0 takes a free port, which the log shows.",
         "none: not served",
+    )
+    http_port: int | None = setting(
+        None,
+        _PREFIX + "HTTP_PORT",
+        optional(integer(0, 65535), None),
+        "TCP port to serve HTTP on, the pages and /api/v1; 0 takes a free port, which the log shows as http_port=N. "
+        "It needs the extra web.",
+        "none: not served",
+    )
+    http_host: str = setting(
+        "",
+        _PREFIX + "HTTP_HOST",
+        optional(INTERFACE),
+        "Interface to serve HTTP on, by name or address.",
+        "that of `host`",
+    )
+    http_hosts: tuple[str, ...] = setting(
+        (),
+        _PREFIX + "HTTP_HOSTS",
+        HOSTS,
+        "Names by which browsers and others reach HTTP without TLS, separated by commas; * for any name, behind a "
+        "proxy that checks it. Addresses, localhost and the name of this host are always accepted.",
+        "none",
     )
     local_socket: str = setting(
         AUTO,

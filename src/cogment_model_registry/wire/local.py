@@ -106,10 +106,14 @@ def close_all(descriptors: list[int]) -> None:
             os.close(descriptors.pop())
 
 
-def read_request(socket_id: str, model_id: str, number: int, expected_hash: str, authorization: str = "") -> bytes:
+def read_request(
+    socket_id: str, model_id: str, number: int, expected_hash: str, *, authorization: str = "", forwarded_peer: str = ""
+) -> bytes:
     """Return the request for a descriptor of a version, which must have a hash."""
     read = lifecycle.read_request(model_id, number, 0, None, expected_hash)
-    request = LocalRequest(local_socket_id=socket_id, read=read, authorization=authorization)
+    request = LocalRequest(
+        local_socket_id=socket_id, read=read, authorization=authorization, forwarded_peer=forwarded_peer
+    )
     return request.SerializeToString()
 
 

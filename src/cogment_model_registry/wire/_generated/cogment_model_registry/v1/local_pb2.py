@@ -16,7 +16,7 @@ _sym_db = _symbol_database.Default()
 from cogment_model_registry.wire._generated.cogment_model_registry.v1 import lifecycle_pb2 as cogment__model__registry_dot_v1_dot_lifecycle__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%cogment_model_registry/v1/local.proto\x12\x19\x63ogment_model_registry.v1\x1a)cogment_model_registry/v1/lifecycle.proto\"\xd2\x01\n\x0cLocalRequest\x12\x17\n\x0flocal_socket_id\x18\x01 \x01(\t\x12=\n\x04read\x18\x02 \x01(\x0b\x32-.cogment_model_registry.v1.ReadVersionRequestH\x00\x12H\n\x06upload\x18\x03 \x01(\x0b\x32\x36.cogment_model_registry.v1.UploadVersionRequest.HeaderH\x00\x12\x15\n\rauthorization\x18\x04 \x01(\tB\t\n\x07request\"\xd1\x01\n\nLocalReply\x12@\n\x07refusal\x18\x01 \x01(\x0b\x32-.cogment_model_registry.v1.LocalReply.RefusalH\x00\x12\x15\n\x0bhanded_over\x18\x02 \x01(\x08H\x00\x12\x35\n\x07version\x18\x03 \x01(\x0b\x32\".cogment_model_registry.v1.VersionH\x00\x1a*\n\x07Refusal\x12\x0e\n\x06status\x18\x01 \x01(\x05\x12\x0f\n\x07\x64\x65tails\x18\x02 \x01(\tB\x07\n\x05replyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%cogment_model_registry/v1/local.proto\x12\x19\x63ogment_model_registry.v1\x1a)cogment_model_registry/v1/lifecycle.proto\"\xea\x01\n\x0cLocalRequest\x12\x17\n\x0flocal_socket_id\x18\x01 \x01(\t\x12=\n\x04read\x18\x02 \x01(\x0b\x32-.cogment_model_registry.v1.ReadVersionRequestH\x00\x12H\n\x06upload\x18\x03 \x01(\x0b\x32\x36.cogment_model_registry.v1.UploadVersionRequest.HeaderH\x00\x12\x15\n\rauthorization\x18\x04 \x01(\t\x12\x16\n\x0e\x66orwarded_peer\x18\x05 \x01(\tB\t\n\x07request\"\xd1\x01\n\nLocalReply\x12@\n\x07refusal\x18\x01 \x01(\x0b\x32-.cogment_model_registry.v1.LocalReply.RefusalH\x00\x12\x15\n\x0bhanded_over\x18\x02 \x01(\x08H\x00\x12\x35\n\x07version\x18\x03 \x01(\x0b\x32\".cogment_model_registry.v1.VersionH\x00\x1a*\n\x07Refusal\x12\x0e\n\x06status\x18\x01 \x01(\x05\x12\x0f\n\x07\x64\x65tails\x18\x02 \x01(\tB\x07\n\x05replyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -24,9 +24,9 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'cogment_model_registry.v1.l
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_LOCALREQUEST']._serialized_start=112
-  _globals['_LOCALREQUEST']._serialized_end=322
-  _globals['_LOCALREPLY']._serialized_start=325
-  _globals['_LOCALREPLY']._serialized_end=534
-  _globals['_LOCALREPLY_REFUSAL']._serialized_start=483
-  _globals['_LOCALREPLY_REFUSAL']._serialized_end=525
+  _globals['_LOCALREQUEST']._serialized_end=346
+  _globals['_LOCALREPLY']._serialized_start=349
+  _globals['_LOCALREPLY']._serialized_end=558
+  _globals['_LOCALREPLY_REFUSAL']._serialized_start=507
+  _globals['_LOCALREPLY_REFUSAL']._serialized_end=549
 # @@protoc_insertion_point(module_scope)

@@ -7,16 +7,18 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class LocalRequest(_message.Message):
-    __slots__ = ("local_socket_id", "read", "upload", "authorization")
+    __slots__ = ("local_socket_id", "read", "upload", "authorization", "forwarded_peer")
     LOCAL_SOCKET_ID_FIELD_NUMBER: _ClassVar[int]
     READ_FIELD_NUMBER: _ClassVar[int]
     UPLOAD_FIELD_NUMBER: _ClassVar[int]
     AUTHORIZATION_FIELD_NUMBER: _ClassVar[int]
+    FORWARDED_PEER_FIELD_NUMBER: _ClassVar[int]
     local_socket_id: str
     read: _lifecycle_pb2.ReadVersionRequest
     upload: _lifecycle_pb2.UploadVersionRequest.Header
     authorization: str
-    def __init__(self, local_socket_id: _Optional[str] = ..., read: _Optional[_Union[_lifecycle_pb2.ReadVersionRequest, _Mapping]] = ..., upload: _Optional[_Union[_lifecycle_pb2.UploadVersionRequest.Header, _Mapping]] = ..., authorization: _Optional[str] = ...) -> None: ...
+    forwarded_peer: str
+    def __init__(self, local_socket_id: _Optional[str] = ..., read: _Optional[_Union[_lifecycle_pb2.ReadVersionRequest, _Mapping]] = ..., upload: _Optional[_Union[_lifecycle_pb2.UploadVersionRequest.Header, _Mapping]] = ..., authorization: _Optional[str] = ..., forwarded_peer: _Optional[str] = ...) -> None: ...
 
 class LocalReply(_message.Message):
     __slots__ = ("refusal", "handed_over", "version")

@@ -1,0 +1,151 @@
+"""Calls that the process which serves HTTP makes for its callers, over a UNIX socket of its own.
+
+They are answered by the handlers of all other calls. Only the address of the caller is another one: that of whoever
+asked over HTTP, so that access, limits, the log and the audit log are about them.
+"""
+
+import asyncio
+import os
+import secrets
+import socket
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any, NoReturn
+
+import grpc
+import grpc.aio
+from prometheus_client import CollectorRegistry, generate_latest
+
+from cogment_model_registry.errors import StartError
+from cogment_model_registry.server.local_socket import own_directory
+from cogment_model_registry.serving.calls import Call, Context, Handlers
+from cogment_model_registry.wire import forwarding, messages
+
+_SUFFIX = ".http"
+
+
+class _Forwarded:
+    """A call for somebody else, whose address came along."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self._peer = next(
+            (str(value) for name, value in context.invocation_metadata() or () if name == forwarding.PEER_KEY), ""
+        )
+
+    async def abort(
+        self, code: grpc.StatusCode, details: str = "", trailing_metadata: Sequence[tuple[str, str]] = ()
+    ) -> NoReturn:
+        await self._context.abort(code, details, trailing_metadata)
+
+    async def read(self) -> object:
+        return await self._context.read()
+
+    async def write(self, message: bytes) -> None:
+        await self._context.write(message)
+
+    def peer(self) -> str:
+        return self._peer or self._context.peer()
+
+    def invocation_metadata(self) -> Any:
+        return self._context.invocation_metadata()
+
+    def auth_context(self) -> Mapping[str, Iterable[bytes]]:
+        return {}
+
+
+class ForwardedHandlers(grpc.GenericRpcHandler):
+    """The handlers of a service, for calls that are made for others.
+
+    Args:
+        handlers: The same for all other calls.
+    """
+
+    def __init__(self, handlers: grpc.GenericRpcHandler) -> None:
+        self._handlers = handlers
+
+    def service(self, handler_call_details: grpc.HandlerCallDetails) -> Any:
+        """Return the handler of a method; None for one that the service does not have."""
+        handler: Any = self._handlers.service(handler_call_details)
+        if handler is None:
+            return None
+        if handler.unary_unary:
+            return grpc.unary_unary_rpc_method_handler(_forwarded(handler.unary_unary))
+        if handler.unary_stream:
+            return grpc.unary_stream_rpc_method_handler(_forwarded(handler.unary_stream))
+        if handler.stream_unary:
+            return grpc.stream_unary_rpc_method_handler(_forwarded(handler.stream_unary))
+        return grpc.stream_stream_rpc_method_handler(_forwarded(handler.stream_stream))
+
+
+def _forwarded(behaviour: Callable[..., Any]) -> Callable[..., Any]:
+    # gRPC looks whether it is a coroutine function.
+    async def behave(request: object, context: Context) -> Any:
+        return await behaviour(request, _Forwarded(context))
+
+    return behave
+
+
+def metrics_handlers(handlers: Handlers, metrics: CollectorRegistry) -> grpc.GenericRpcHandler:
+    """Return the handlers of what only this socket has."""
+
+    async def read(_request: object, _call: Call) -> bytes:
+        return await asyncio.to_thread(generate_latest, metrics)
+
+    methods = handlers.unary({forwarding.READ_METRICS: (messages.VersionRequest, read)})
+    return grpc.method_handlers_generic_handler(forwarding.SERVICE_NAME, methods)
+
+
+@contextmanager
+def socket_path() -> Iterator[str]:
+    """Return a context manager with the path of a new socket, in a directory that no other user can enter.
+
+    What servers left that were killed is removed.
+
+    Raises:
+        StartError: There is no such directory.
+    """
+    try:
+        directory = own_directory()
+        for name in os.listdir(directory):
+            if name.endswith(_SUFFIX):
+                _remove_if_dead(os.path.join(directory, name))
+    except OSError as error:
+        raise StartError(f"the socket for HTTP is not available: {error.strerror or error}") from None
+    path = os.path.join(directory, f"{os.getpid()}-{secrets.token_hex(4)}{_SUFFIX}")
+    try:
+        yield path
+    finally:
+        with suppress(OSError):
+            os.unlink(path)
+
+
+def _remove_if_dead(path: str) -> None:
+    """Remove a socket at which nobody listens, if its server is gone; a server that starts does not listen at once."""
+    process = os.path.basename(path).partition("-")[0]
+    try:
+        os.kill(int(process), 0)
+    except ProcessLookupError:
+        pass
+    except (OSError, ValueError, OverflowError):
+        return
+    else:
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe, suppress(OSError):
+        probe.setblocking(False)
+        try:
+            probe.connect(path)
+        except ConnectionRefusedError:
+            os.unlink(path)
+
+
+def listen(server: grpc.aio.Server, path: str) -> None:
+    """Let a gRPC server listen at a path.
+
+    Raises:
+        StartError: It is not available.
+    """
+    try:
+        server.add_insecure_port(f"unix:{path}")
+    except RuntimeError as error:
+        raise StartError(f"the socket for HTTP, {path}, is not available: {error}") from None

@@ -1,0 +1,98 @@
+"""The routes of HTTP, and what each request passes on its way."""
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from http import HTTPStatus
+from urllib.parse import quote
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import RedirectResponse, Response
+from starlette.routing import BaseRoute, Route
+
+from cogment_model_registry.errors import ModelRegistryError, UnauthenticatedError
+from cogment_model_registry.settings.web import WebOptions
+from cogment_model_registry.web import api, errors, health, login
+from cogment_model_registry.web.errors import RefusedError
+from cogment_model_registry.web.registries import Registry
+from cogment_model_registry.web.security import Security, own_names
+from cogment_model_registry.web.state import State, caller_of, state_of
+from cogment_model_registry.web.templates import wants_page
+
+
+def new_app(options: WebOptions) -> Starlette:
+    """Return what answers requests.
+
+    Args:
+        options: What the server wants.
+    """
+    state = State(options, Registry(options.socket_path))
+
+    @asynccontextmanager
+    async def lifespan(_app: Starlette) -> AsyncIterator[None]:
+        try:
+            yield
+        finally:
+            await state.registry.close()
+
+    names = own_names(options.hosts)
+    app = Starlette(
+        routes=_routes(state),
+        middleware=[Middleware(Security, sessions=state.sessions, names=names)],
+        exception_handlers={
+            ModelRegistryError: _answered(errors.on_registry_error),
+            RefusedError: _answered(errors.on_refusal),
+            HTTPException: _answered(errors.on_http_error),
+            Exception: _on_failure,
+        },
+        lifespan=lifespan,
+    )
+    app.router.redirect_slashes = False
+    app.state.shared = state
+    return app
+
+
+def _routes(state: State) -> Sequence[BaseRoute]:
+    static = state.templates.static.answer
+    return [
+        Route("/healthz", health.alive),
+        Route("/readyz", health.ready),
+        Route("/metrics", health.metrics),
+        Route("/login", login.show, methods=["GET"]),
+        Route("/login", login.begin, methods=["POST"]),
+        Route("/logout", login.end, methods=["POST"]),
+        Route("/static/{tag}/{name}", static),
+        Route("/static/{name}", static),
+        *api.routes(),
+    ]
+
+
+_Answer = Callable[[Request, Exception], Awaitable[Response]]
+
+
+def _answered(answer: _Answer) -> _Answer:
+    """Return what answers an error, in a page where a browser asks for one."""
+
+    async def answer_fitting(request: Request, error: Exception) -> Response:
+        response = await answer(request, error)
+        if not wants_page(request):
+            return response
+        if isinstance(error, UnauthenticatedError) and not caller_of(request).token:
+            target = request.url.path + (f"?{request.url.query}" if request.url.query else "")
+            return RedirectResponse(f"/login?next={quote(target)}", HTTPStatus.SEE_OTHER)
+        status = HTTPStatus(response.status_code)
+        detail = getattr(error, "message", None) or getattr(error, "detail", "")
+        page = state_of(request).templates.page(request, "problem.html", status, title=status.phrase, detail=detail)
+        for name in ("www-authenticate", "retry-after", "allow"):
+            if name in response.headers:
+                page.headers[name] = response.headers[name]
+        return page
+
+    return answer_fitting
+
+
+async def _on_failure(_request: Request, _error: Exception) -> Response:
+    """Answer a request that failed unexpectedly, which uvicorn logs."""
+    return errors.problem(HTTPStatus.INTERNAL_SERVER_ERROR, "the server failed; its log says why")

@@ -1,0 +1,82 @@
+"""Forms and bodies of requests, within bounds of size and time."""
+
+import asyncio
+import json
+from collections.abc import Mapping
+from http import HTTPStatus
+from urllib.parse import parse_qsl
+
+from starlette.requests import ClientDisconnect, Request
+
+from cogment_model_registry.web.errors import RefusedError
+
+_BODY_MAX_BYTES = 4 * 1024 * 1024
+"""More than any form or document here has; `user_data` has a quarter of it at most."""
+
+_BODY_SECONDS = 30.0
+_FIELDS_MAX = 1000
+
+
+async def read_body(request: Request, max_bytes: int = _BODY_MAX_BYTES) -> bytes:
+    """Return the body of a request.
+
+    Raises:
+        RefusedError: It is too large, or takes too long.
+    """
+    parts: list[bytes] = []
+    size_bytes = 0
+    try:
+        async with asyncio.timeout(_BODY_SECONDS):
+            async for part in request.stream():
+                size_bytes += len(part)
+                if size_bytes > max_bytes:
+                    message = f"the body has more than {max_bytes} bytes"
+                    raise RefusedError(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, message, {"connection": "close"})
+                parts.append(part)
+    except TimeoutError:
+        raise RefusedError(
+            HTTPStatus.REQUEST_TIMEOUT, "the body did not come in time", {"connection": "close"}
+        ) from None
+    except ClientDisconnect:
+        raise RefusedError(HTTPStatus.BAD_REQUEST, "the connection ended within the body") from None
+    return b"".join(parts)
+
+
+async def read_form(request: Request) -> Mapping[str, str]:
+    """Return the fields of a form, the last of each name.
+
+    Raises:
+        RefusedError: It is no such form, or too large.
+    """
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != "application/x-www-form-urlencoded":
+        message = "the body must be a form, application/x-www-form-urlencoded"
+        raise RefusedError(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, message)
+    body = await read_body(request)
+    try:
+        return dict(parse_qsl(body.decode(), keep_blank_values=True, errors="strict", max_num_fields=_FIELDS_MAX))
+    except ValueError:
+        raise RefusedError(HTTPStatus.BAD_REQUEST, "the form is malformed") from None
+
+
+async def read_json(request: Request) -> object:
+    """Return the document that a body has; an empty object if it is empty.
+
+    Raises:
+        RefusedError: It is no JSON, or too large. Browsers send other types without being asked to.
+    """
+    body = await read_body(request)
+    if not body:
+        return {}
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind not in ("application/json", "application/merge-patch+json"):
+        message = "the body must be JSON, with the header Content-Type: application/json"
+        raise RefusedError(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, message)
+    try:
+        return json.loads(body, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError):
+        raise RefusedError(HTTPStatus.BAD_REQUEST, "the body is not JSON") from None
+
+
+def _refuse_constant(name: str) -> object:
+    raise ValueError(name)  # NaN and Infinity, which are no JSON

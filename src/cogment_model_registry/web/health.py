@@ -1,0 +1,33 @@
+"""What monitoring asks over HTTP: whether the processes work, whether the server serves, and metrics."""
+
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+
+from cogment_model_registry.errors import ModelRegistryError
+from cogment_model_registry.web.state import registry_of
+
+_METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+"""Prometheus' text format, as the server writes it."""
+
+
+async def alive(request: Request) -> Response:
+    """Answer whether the event loops of both processes run; if they do not, a restart helps."""
+    try:
+        await registry_of(request).is_serving()
+    except ModelRegistryError as error:
+        return PlainTextResponse(f"{error.message}\n", 503)
+    return PlainTextResponse("alive\n")
+
+
+async def ready(request: Request) -> Response:
+    """Answer whether the server serves, as `grpc.health.v1` says for the server as a whole."""
+    try:
+        is_serving = await registry_of(request).is_serving()
+    except ModelRegistryError as error:
+        return PlainTextResponse(f"{error.message}\n", 503)
+    return PlainTextResponse("ready\n") if is_serving else PlainTextResponse("not ready\n", 503)
+
+
+async def metrics(request: Request) -> Response:
+    """Answer with the metrics of the server, to whoever may read all models."""
+    return Response(await registry_of(request).read_metrics(), media_type=_METRICS_TYPE)

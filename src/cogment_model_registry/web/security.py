@@ -1,0 +1,209 @@
+"""What every request passes: is it for this server, who asks, may a browser have been tricked into it; and headers.
+
+A server on this machine that asks for no tokens trusts the browser of its user, and so everything that a page of
+somebody else can make that browser do. Such a page can send requests here: they have its origin. And it can make its
+own name stand for this machine, so that its origin is this server's: such requests have that name as host.
+"""
+
+import ipaddress
+import socket
+from collections.abc import Iterable, Mapping
+from http import HTTPStatus
+from typing import TypeAlias
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import cookie_parser
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from cogment_model_registry.errors import SettingError, quoted
+from cogment_model_registry.system.token_files import checked_token
+from cogment_model_registry.web.errors import CHALLENGE, RefusedError, problem
+from cogment_model_registry.web.registries import Caller, current
+from cogment_model_registry.web.sessions import Sessions
+from cogment_model_registry.wire import forwarding
+
+SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
+"""Methods that change nothing."""
+
+_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
+    "form-action 'self'; frame-ancestors 'none'; base-uri 'none'"
+)
+DATA_POLICY = "sandbox; default-src 'none'; frame-ancestors 'none'"
+"""The policy of the bytes of versions, whatever they are."""
+
+_HEADERS = {
+    "content-security-policy": _POLICY,
+    "cross-origin-opener-policy": "same-origin",
+    "cross-origin-resource-policy": "same-origin",
+    "permissions-policy": "camera=(), geolocation=(), microphone=()",
+    "referrer-policy": "no-referrer",
+    "x-content-type-options": "nosniff",
+    "x-frame-options": "DENY",
+}
+
+_STRICT_TRANSPORT = "max-age=31536000"
+
+_Names: TypeAlias = frozenset[str]
+
+
+def own_names(configured: Iterable[str]) -> _Names | None:
+    """Return the names by which this server is reached; None for any.
+
+    Args:
+        configured: Those of the setting `http_hosts`.
+    """
+    names = {*configured, "localhost", socket.gethostname().lower(), socket.getfqdn().lower()}
+    return None if "*" in names else frozenset(name.rstrip(".") for name in names)
+
+
+def _host_of(authority: str) -> str:
+    """Return the host of ``host:port``, without brackets; empty for something else."""
+    if authority.startswith("["):
+        host, bracket, port = authority[1:].partition("]")
+        is_whole = bool(bracket) and (not port or port.startswith(":"))
+        port = port[1:]
+    else:
+        host, _, port = authority.partition(":")
+        is_whole = True
+    return host.rstrip(".").lower() if is_whole and (not port or port.isdecimal()) else ""
+
+
+def is_own_host(authority: str, names: _Names | None) -> bool:
+    """Return whether a request for a host is one for this server.
+
+    An address is always accepted: nobody can make another page come from it.
+
+    Args:
+        authority: The header ``Host``.
+        names: See `own_names`.
+    """
+    host = _host_of(authority)
+    if not host:
+        return False
+    try:
+        ipaddress.ip_address(host.partition("%")[0])
+    except ValueError:
+        return names is None or host in names or host.endswith(".localhost")
+    return True
+
+
+def is_same_origin(headers: Headers, scheme: str, *, is_by_cookie: bool) -> bool:
+    """Return whether a request that changes something comes from a page of this server, or from no page at all.
+
+    Args:
+        headers: The headers of the request.
+        scheme: ``http`` or ``https``.
+        is_by_cookie: Whether a cookie says who asks, which programs do not send.
+    """
+    origin = headers.get("origin")
+    if origin is not None:
+        return origin.lower() == f"{scheme}://{headers.get('host', '').lower()}"
+    if (site := headers.get("sec-fetch-site")) is not None:
+        return site in ("same-origin", "none")
+    return not is_by_cookie
+
+
+def cookie_name(scope: Scope) -> str:
+    """Return the name of the cookie of sessions, which browsers share between the ports of a host."""
+    if scope["scheme"] == "https":
+        return "__Host-registry-session"  # browsers take it from this host alone, over TLS
+    return f"registry-session-{(scope.get('server') or ('', 0))[1]}"
+
+
+class Security:
+    """Looks at each request before anything else, and adds the headers of each answer.
+
+    Args:
+        app: What answers.
+        sessions: The sessions of browsers.
+        names: The names by which the server is reached without TLS; None for any.
+    """
+
+    def __init__(self, app: ASGIApp, sessions: Sessions, names: _Names | None) -> None:
+        self._app = app
+        self._sessions = sessions
+        self._names = names
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        added = _HEADERS if scope["scheme"] == "http" else {**_HEADERS, "strict-transport-security": _STRICT_TRANSPORT}
+        with_headers = _adding(added, send)
+        try:
+            caller = self._admitted(scope)
+        except RefusedError as error:
+            await problem(error.status, error.detail, error.headers)(scope, receive, with_headers)
+            return
+        token = current.set(caller)
+        scope["caller"] = caller
+        try:
+            await self._app(scope, receive, with_headers)
+        finally:
+            current.reset(token)
+
+    def _admitted(self, scope: Scope) -> Caller:
+        """Return who asks.
+
+        Raises:
+            RefusedError: It is not for this server, or from a page of another one, or its token is malformed.
+        """
+        headers = Headers(scope=scope)
+        hosts = headers.getlist("host")
+        if len(hosts) != 1 or not _host_of(hosts[0]):
+            raise RefusedError(HTTPStatus.BAD_REQUEST, "a request must have one header Host, of a host and a port")
+        # Over TLS the certificate says who may use the name.
+        if scope["scheme"] == "http" and not is_own_host(hosts[0], self._names):
+            host = quoted(_host_of(hosts[0]))
+            raise RefusedError(
+                HTTPStatus.MISDIRECTED_REQUEST,
+                f"this server does not answer for {host}; if it should, name it in http_hosts",
+            )
+        caller = self._caller(scope, headers)
+        if scope["method"] not in SAFE_METHODS and not is_same_origin(
+            headers, scope["scheme"], is_by_cookie=caller.is_by_cookie
+        ):
+            raise RefusedError(HTTPStatus.FORBIDDEN, "the request comes from a page of another site")
+        return caller
+
+    def _caller(self, scope: Scope, headers: Headers) -> Caller:
+        host, port = scope.get("client") or ("127.0.0.1", 0)
+        peer = forwarding.peer_of(host, port)
+        given = headers.getlist("authorization")
+        if given:
+            return Caller(peer, _bearer(given))
+        session_id = cookie_parser(headers.get("cookie", "")).get(cookie_name(scope), "")
+        token = self._sessions.token_of(session_id) if session_id else None
+        return Caller(peer) if token is None else Caller(peer, token, is_by_cookie=True)
+
+
+def _bearer(given: list[str]) -> str:
+    """Return the token in headers.
+
+    Raises:
+        RefusedError: They have none.
+    """
+    scheme, _, token = given[0].partition(" ")
+    try:
+        if len(given) > 1 or scheme.lower() != "bearer":
+            raise SettingError("authorization", "...", "Bearer TOKEN")
+        return checked_token(token.strip(), "authorization")
+    except SettingError:
+        message = "the header Authorization is malformed; it must be one Bearer TOKEN"
+        raise RefusedError(HTTPStatus.UNAUTHORIZED, message, CHALLENGE) from None
+
+
+def _adding(added: Mapping[str, str], send: Send) -> Send:
+    """Return what sends an answer with more headers, those that it has not set itself."""
+
+    async def send_with_headers(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            headers = MutableHeaders(scope=message)
+            for name, value in added.items():
+                headers.setdefault(name, value)
+            headers.setdefault("cache-control", "no-store")
+        await send(message)
+
+    return send_with_headers

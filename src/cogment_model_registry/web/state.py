@@ -1,0 +1,48 @@
+"""What the routes share: the registry, the sessions, the templates and the options of the process."""
+
+from dataclasses import dataclass, field
+
+from starlette.requests import HTTPConnection
+
+from cogment_model_registry.settings.web import WebOptions
+from cogment_model_registry.web.registries import Caller, Registry
+from cogment_model_registry.web.sessions import Sessions
+from cogment_model_registry.web.templates import Templates
+
+
+@dataclass(slots=True)
+class State:
+    """What the routes share.
+
+    Attributes:
+        options: What the server wants.
+        registry: Makes calls for whoever asks.
+        sessions: The sessions of browsers.
+        templates: The pages.
+        uploads: How many uploads are under way.
+        streams: How many streams of events are open.
+    """
+
+    options: WebOptions
+    registry: Registry
+    sessions: Sessions = field(default_factory=Sessions)
+    templates: Templates = field(default_factory=Templates)
+    uploads: int = 0
+    streams: int = 0
+
+
+def state_of(request: HTTPConnection) -> State:
+    """Return what the routes share."""
+    state: State = request.app.state.shared
+    return state
+
+
+def registry_of(request: HTTPConnection) -> Registry:
+    """Return the registry, as whoever asks may use it."""
+    return state_of(request).registry
+
+
+def caller_of(request: HTTPConnection) -> Caller:
+    """Return who asks."""
+    caller: Caller = request.scope["caller"]
+    return caller

@@ -1,0 +1,112 @@
+"""The process that serves HTTP: it starts and ends with the server, and is started again when it dies."""
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+from cogment_model_registry.errors import StartError
+from cogment_model_registry.server.web_process import WebProcess
+from cogment_model_registry.settings import Settings
+from tests import processes
+from tests.ports import free_port
+from tests.processes import run, server_process
+from tests.waiting import wait_until
+from tests.web.http import http_server
+
+
+def _child(pid: int) -> psutil.Process | None:
+    children = psutil.Process(pid).children()
+    return next((each for each in children if "cogment_model_registry.web" in each.cmdline()), None)
+
+
+def test_http_is_off_by_default(tmp_path: Path) -> None:
+    with server_process(tmp_path / "archive") as server:
+        assert not psutil.Process(server.pid).children()
+        assert not any("http_port" in line for line in server.lines)
+
+
+def test_it_serves_on_the_port_in_the_log_and_ends_with_the_server(tmp_path: Path) -> None:
+    with http_server(tmp_path / "archive") as server:
+        assert server.http.get("/readyz").text == "ready\n"
+        child = _child(server.process.pid)
+        assert child is not None
+        assert server.process.stop() == 0
+        assert not child.is_running()
+        assert not [line for line in server.process.lines if "error" in line or "warning" in line]
+
+
+def test_it_is_started_again_when_it_dies_on_the_same_port(tmp_path: Path) -> None:
+    with http_server(tmp_path / "archive") as server:
+        assert server.http.get("/healthz").status == 200
+        first = _child(server.process.pid)
+        assert first is not None
+        first.kill()
+        server.process.wait_for_line("HTTP ended; it is started again.*exit code -9")
+        second = wait_until(lambda: _child(server.process.pid))
+        assert second.pid != first.pid
+        assert server.http.get("/healthz").status == 200  # connections wait until it serves
+
+
+def test_it_ends_when_the_server_is_killed(tmp_path: Path) -> None:
+    with http_server(tmp_path / "archive") as server:
+        assert server.http.get("/healthz").status == 200
+        child = _child(server.process.pid)
+        assert child is not None
+        server.process.kill()
+        child.wait(processes.START_SECONDS)
+
+
+def test_ctrl_c_is_for_the_server_which_ends_it(tmp_path: Path) -> None:
+    with http_server(tmp_path / "archive") as server:
+        assert server.http.get("/healthz").status == 200
+        child = _child(server.process.pid)
+        assert child is not None
+        assert os.getpgid(child.pid) != os.getpgid(server.process.pid)
+        server.process.signal(signal.SIGINT)
+        assert server.process.wait() == 0
+        assert not child.is_running()
+
+
+def test_a_port_in_use_fails_the_start_in_one_line(tmp_path: Path) -> None:
+    with http_server(tmp_path / "archive") as server:
+        command = [sys.executable, "-m", "cogment_model_registry", "services", "model_registry", "--port=0"]
+        flags = ["--host=127.0.0.1", f"--archive_dir={tmp_path / 'other'}", f"--http_port={server.http.port}"]
+        result = run(*command, *flags)
+        assert result.returncode == 3
+        assert f"http_port: port {server.http.port} on 127.0.0.1 is not available" in result.stderr
+
+
+def test_without_its_extra_a_start_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cogment_model_registry.server.web_process.find_spec", lambda _name: None)
+    with pytest.raises(StartError, match=r"uvicorn: pip install 'cogment-model-registry\[server,web\]'"):
+        WebProcess(Settings(http_port=free_port(), host="127.0.0.1"), "/nowhere")
+
+
+def test_the_port_of_each_address_of_a_host_is_the_same(tmp_path: Path) -> None:
+    with http_server(tmp_path / "archive", "--http_host=localhost") as server:
+        child = psutil.Process(server.process.pid)
+        ports = {each.laddr.port for each in child.net_connections("tcp") if each.status == psutil.CONN_LISTEN}
+        assert server.http.port in ports
+        assert server.http.get("/healthz").status == 200
+
+
+def test_a_socket_that_a_killed_server_left_is_removed_and_that_of_a_living_one_is_not(tmp_path: Path) -> None:
+    environment = {"XDG_RUNTIME_DIR": str(tmp_path)}
+    directory = tmp_path / "cogment-model-registry"
+
+    def sockets() -> set[str]:
+        return {each.name.partition("-")[0] for each in directory.glob("*.http")}
+
+    with (
+        http_server(tmp_path / "a", environment=environment) as killed,
+        http_server(tmp_path / "b", environment=environment) as living,
+    ):
+        killed.process.kill()
+        assert sockets() == {str(killed.process.pid), str(living.process.pid)}
+        with http_server(tmp_path / "c", environment=environment) as third:
+            assert sockets() == {str(living.process.pid), str(third.process.pid)}
+            assert living.http.get("/readyz").status == 200

@@ -1,0 +1,274 @@
+"""What every request passes: hosts, origins, tokens, sessions, headers and bounds."""
+
+import contextlib
+import http.client
+import socket
+import stat
+import time
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any
+
+import grpc
+import grpc.aio
+import psutil
+import pytest
+
+from cogment_model_registry.client.calls import method_path
+from cogment_model_registry.web.login import local_path
+from cogment_model_registry.web.security import is_own_host
+from cogment_model_registry.web.serving import HEAD_SECONDS
+from cogment_model_registry.web.sessions import IDLE_SECONDS, LONGEST_SECONDS, Sessions
+from cogment_model_registry.wire import forwarding, messages
+from tests.processes import run_cogment
+from tests.waiting import PATIENCE_SECONDS
+from tests.web.http import Http, HttpServer, http_server
+
+EVERYWHERE = ("/healthz", "/api/v1/models", "/login", "/static/style.css", "/nowhere")
+
+
+@pytest.mark.parametrize("path", EVERYWHERE)
+def test_every_answer_has_the_headers_of_security(http: Http, path: str) -> None:
+    headers = http.get(path).headers
+    assert headers["content-security-policy"].startswith("default-src 'none'; script-src 'self'; ")
+    assert headers["x-content-type-options"] == "nosniff"
+    assert headers["referrer-policy"] == "no-referrer"
+    assert headers["x-frame-options"] == "DENY"
+    assert "server" not in headers
+    assert ("no-store" in headers["cache-control"]) == (not path.startswith("/static"))
+
+
+@pytest.mark.parametrize(
+    "host", ["evil.example", "localhost.evil.example", "evil.example:80", "127.0.0.1.evil.example"]
+)
+def test_a_foreign_host_is_refused_so_that_no_page_can_rebind_its_name(http: Http, host: str) -> None:
+    answer = http.get("/api/v1/models", {"Host": host})
+    assert answer.status == HTTPStatus.MISDIRECTED_REQUEST
+    assert "http_hosts" in answer.document["detail"]
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "LOCALHOST:1", "[::1]:9080", "10.1.2.3", "a.localhost"])
+def test_addresses_and_localhost_are_accepted(http: Http, host: str) -> None:
+    assert http.get("/api/v1/models", {"Host": host}).status == HTTPStatus.OK
+
+
+@pytest.mark.parametrize("host", ["", " ", "a b", "[::1", "localhost:x", "@", "localhost:80:80"])
+def test_a_malformed_host_is_refused(http: Http, host: str) -> None:
+    assert http.get("/api/v1/models", {"Host": host}).status in (HTTPStatus.BAD_REQUEST, HTTPStatus.MISDIRECTED_REQUEST)
+
+
+def test_configured_names_are_accepted(tmp_path: Path) -> None:
+    with http_server(tmp_path / "archive", "--http_hosts=Registry.example,models") as server:
+        assert server.http.get("/healthz", {"Host": "registry.example:1"}).status == HTTPStatus.OK
+        assert server.http.get("/healthz", {"Host": "models."}).status == HTTPStatus.OK
+        assert server.http.get("/healthz", {"Host": "other"}).status == HTTPStatus.MISDIRECTED_REQUEST
+    assert is_own_host("anything", None)
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Origin": "http://evil.example"},
+        {"Origin": "null"},
+        {"Origin": "https://127.0.0.1:{port}"},
+        {"Origin": "http://127.0.0.1"},
+        {"Sec-Fetch-Site": "cross-site"},
+        {"Sec-Fetch-Site": "same-site"},
+    ],
+    ids=str,
+)
+def test_a_change_from_a_page_of_another_site_is_refused(http: Http, headers: dict[str, str]) -> None:
+    sent = {name: value.format(port=http.port) for name, value in headers.items()}
+    answer = http.ask("POST", "/login", b"token=x", {"Content-Type": "application/x-www-form-urlencoded", **sent})
+    assert (answer.status, answer.document["detail"]) == (403, "the request comes from a page of another site")
+
+
+def test_a_token_is_passed_through_and_a_wrong_one_is_refused(tmp_path: Path) -> None:
+    archive = tmp_path / "archive"
+    with http_server(archive, "--anonymous=nothing") as server:
+        secret = _token(archive, "reader", "read")
+        assert server.http.get("/api/v1/models").status == HTTPStatus.UNAUTHORIZED
+        assert server.http.get("/api/v1/models").headers["www-authenticate"].startswith("Bearer")
+        assert server.http.with_token(secret).get("/api/v1/models").document["models"] == []
+        assert server.http.with_token("x" * 43).get("/api/v1/models").status == HTTPStatus.UNAUTHORIZED
+        assert server.http.get("/api/v1/models", {"Authorization": "Basic eA=="}).status == HTTPStatus.UNAUTHORIZED
+        assert server.http.get("/api/v1/models", {"Authorization": "Bearer a b"}).status == HTTPStatus.UNAUTHORIZED
+        assert server.http.get("/healthz").status == HTTPStatus.OK
+        assert server.http.get("/metrics").status == HTTPStatus.UNAUTHORIZED
+        assert b"cogment_model_registry" in server.http.with_token(secret).get("/metrics").body
+        narrow = _token(archive, "narrow", "read:policy-*")
+        assert server.http.with_token(narrow).get("/metrics").status == HTTPStatus.FORBIDDEN
+
+
+def _token(archive: Path, name: str, scope: str) -> str:
+    return run_cogment(
+        "token", "create", f"--archive_dir={archive}", f"--name={name}", f"--scope={scope}"
+    ).stdout.strip()
+
+
+def test_a_browser_logs_in_and_out_with_a_cookie_that_scripts_cannot_read(tmp_path: Path) -> None:
+    archive = tmp_path / "archive"
+    with http_server(archive, "--anonymous=nothing") as server:
+        http, page = server.http, {"Accept": "text/html"}
+        answer = http.get("/api/v1/models", page)
+        assert answer.status == HTTPStatus.UNAUTHORIZED  # data are data, whoever asks
+        answer = http.get("/nowhere", page)
+        assert (answer.status, answer.headers["content-type"]) == (404, "text/html; charset=utf-8")
+        secret = _token(archive, "reader", "read")
+        wrong = http.form("/login", f"token={'x' * 43}&next=/")
+        assert (wrong.status, "does not know this token" in wrong.text) == (403, True)
+        assert "set-cookie" not in wrong.headers
+        answer = http.form("/login", f"token={secret}&next=/models/policy%3Fa=1")
+        assert (answer.status, answer.headers["location"]) == (303, "/models/policy?a=1")
+        cookie_text = answer.headers["set-cookie"]
+        assert {"HttpOnly", "SameSite=strict", "Path=/"} <= {each.strip() for each in cookie_text.split(";")}
+        assert secret not in cookie_text
+        (cookie,) = answer.cookies.values()
+        assert http.get("/api/v1/models", {"Cookie": cookie}).status == HTTPStatus.OK
+        without_origin = http.ask("POST", "/logout", b"", {"Cookie": cookie})
+        assert without_origin.status == HTTPStatus.FORBIDDEN  # browsers say where a form comes from
+        assert http.form("/logout", "", {"Cookie": cookie}).headers["location"] == "/login"
+        assert http.get("/api/v1/models", {"Cookie": cookie}).status == HTTPStatus.UNAUTHORIZED
+        assert http.get("/api/v1/models", {"Cookie": "; ;=;a"}).status == HTTPStatus.UNAUTHORIZED
+
+
+@pytest.mark.parametrize(
+    ("text", "path"),
+    [
+        ("/models/a?x=1", "/models/a?x=1"),
+        ("//evil.example", "/"),
+        ("/\\evil.example", "/"),
+        ("https://evil.example", "/"),
+        ("/a\r\nSet-Cookie: x", "/"),
+        ("", "/"),
+    ],
+)
+def test_a_log_in_leads_to_a_path_of_this_server(text: str, path: str) -> None:
+    assert local_path(text) == path
+
+
+def test_sessions_end_when_idle_when_old_and_when_there_are_too_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cogment_model_registry.web.sessions._SESSIONS_MAX", 2)
+    now = 0.0
+    sessions = Sessions(lambda: now)
+    first, second = sessions.begin("a"), sessions.begin("b")
+    assert (sessions.token_of(first), sessions.token_of(second), sessions.token_of("x")) == ("a", "b", None)
+    third = sessions.begin("c")
+    assert (sessions.token_of(first), sessions.token_of(second), len(sessions)) == (None, "b", 2)
+    while now < LONGEST_SECONDS:
+        assert sessions.token_of(third) == "c"
+        now += IDLE_SECONDS
+    assert sessions.token_of(third) is None  # it was used all the time
+    assert sessions.token_of(second) is None
+    assert len(sessions) == 0
+
+
+@pytest.mark.parametrize(
+    "request_head",
+    [
+        b"GET / HTTP/1.1\r\nHost: localhost\r\nX: " + b"x" * 100_000,
+        b"GET /" + b"x" * 100_000,
+        b"GET / HTTP/1.1\r\n" + b"X: y\r\n" * 20_000,
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + b"\0" * 64 + b"\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: a\r\nHost: localhost\r\n\r\n",
+        b"POST /login HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked, identity\r\n\r\n",
+        b"GET /\xff\xfe HTTP/1.1\r\nHost: localhost\r\n\r\n",
+    ],
+)
+def test_malformed_and_giant_heads_are_refused(shared_http: HttpServer, http: Http, request_head: bytes) -> None:
+    with socket.create_connection(("127.0.0.1", http.port), PATIENCE_SECONDS) as connection:
+        received = b""
+        try:
+            connection.sendall(request_head)
+            while part := connection.recv(65536):
+                received += part
+        except ConnectionError:
+            pass  # it does not read on
+    assert received == b"" or received.startswith((b"HTTP/1.1 400 ", b"HTTP/1.1 501 "))
+    assert http.get("/healthz").status == HTTPStatus.OK
+    assert not [line for line in shared_http.process.lines if "Traceback" in line]
+
+
+def test_a_connection_that_sends_no_whole_head_is_closed(http: Http) -> None:
+    began = time.monotonic()
+    with socket.create_connection(("127.0.0.1", http.port), PATIENCE_SECONDS) as connection:
+        connection.sendall(b"GET / HTTP/1.1\r\n")
+        with contextlib.suppress(ConnectionError):
+            assert connection.recv(1) == b""
+    assert time.monotonic() - began >= HEAD_SECONDS - 1
+
+
+def test_static_files_are_kept_by_their_hash_and_nothing_else_is_served(http: Http) -> None:
+    answer = http.get("/static/style.css")
+    tag = answer.headers["etag"].strip('"')
+    assert "no-cache" in answer.headers["cache-control"]
+    named = http.get(f"/static/{tag}/style.css")
+    assert "immutable" in named.headers["cache-control"]
+    assert named.body == answer.body
+    assert http.get("/static/style.css", {"If-None-Match": f'"{tag}"'}).status == HTTPStatus.NOT_MODIFIED
+    assert http.get(f"/static/{'0' * 16}/style.css").status == HTTPStatus.NOT_FOUND
+    for path in (
+        "/static/../app.py",
+        "/static/%2e%2e/app.py",
+        "/static/..%2fapp.py",
+        "/static/",
+        "/static//etc/passwd",
+    ):
+        assert http.get(path).status == HTTPStatus.NOT_FOUND
+
+
+def _address_elsewhere() -> str:
+    """Return an address of this machine that others could have: calls to it come from it."""
+    addresses = [
+        each.address
+        for interface in psutil.net_if_addrs().values()
+        for each in interface
+        if each.family == socket.AF_INET and not each.address.startswith("127.")
+    ]
+    if not addresses:
+        pytest.skip("this machine has no other interface than the loopback one")
+    return addresses[0]
+
+
+def test_callers_from_elsewhere_have_the_rights_of_callers_from_elsewhere(tmp_path: Path) -> None:
+    host = _address_elsewhere()
+    with http_server(tmp_path / "archive", "--http_host=*") as server:
+        assert server.http.ask("PUT", "/api/v1/models/policy").status == HTTPStatus.OK
+        connection = http.client.HTTPConnection(host, server.http.port, timeout=PATIENCE_SECONDS)
+        forged = {
+            "Cogment-Forwarded-Peer": "ipv4:127.0.0.1:1",
+            "X-Forwarded-For": "127.0.0.1",
+            "Forwarded": "for=[::1]",
+        }
+        for method, path, status in (
+            ("GET", "/api/v1/models", HTTPStatus.OK),
+            ("DELETE", "/api/v1/models/policy", HTTPStatus.FORBIDDEN),
+            ("PUT", "/api/v1/models/policy/versions", HTTPStatus.FORBIDDEN),
+        ):
+            connection.request(method, path, headers=forged)
+            response = connection.getresponse()
+            response.read()
+            assert response.status == status, (method, path)
+        connection.close()
+        server.process.wait_for_line(rf"DeleteModel PERMISSION_DENIED .*peer=ipv4:{host}:")
+
+
+async def test_nobody_can_claim_to_call_for_somebody_else_over_the_network(tmp_path: Path) -> None:
+    host = _address_elsewhere()
+    with http_server(tmp_path / "archive", f"--host={host}", "--http_host=127.0.0.1") as server:
+        request = messages.DeleteModelRequest(model_id="policy").SerializeToString()
+        async with grpc.aio.insecure_channel(f"{host}:{server.process.port}") as channel:
+            call: Any = channel.unary_unary(method_path("DeleteModel"))
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await call(request, metadata=((forwarding.PEER_KEY, "ipv4:127.0.0.1:1"),), timeout=PATIENCE_SECONDS)
+        assert caught.value.code() is grpc.StatusCode.PERMISSION_DENIED
+
+
+def test_the_socket_of_the_process_is_for_this_user_alone(shared_http: HttpServer, http: Http) -> None:
+    child = psutil.Process(shared_http.process.pid).children()[0]
+    paths = {str(each.laddr) for each in psutil.Process(shared_http.process.pid).net_connections("unix")}
+    (path,) = [each for each in paths if each.endswith(".http")]
+    assert stat.S_IMODE(Path(path).parent.stat().st_mode) == 0o700
+    assert not [word for word in child.cmdline() if path in word]
+    assert http.get("/healthz").status == HTTPStatus.OK
