@@ -11,6 +11,7 @@ import grpc.aio
 from benchmarks.clients import Client, Upload, connected, follow_request
 from benchmarks.load import meet
 from benchmarks.usage import processor_seconds
+from cogment_model_registry.aio import AsyncLatest, ModelRegistry
 from cogment_model_registry.records.lifecycle import Version
 from cogment_model_registry.records.news import CaughtUp
 from cogment_model_registry.records.versions import digest_text
@@ -52,6 +53,27 @@ async def followed_moments(
         for call in calls:
             call.cancel()
     return last
+
+
+async def tracked_moment(port: int, upload: Upload, clients: int) -> list[float]:
+    """Follow a model with some Python clients on the host of their server, of which the bytes are shared there.
+
+    Returns:
+        The moment at which the last of them had the next version.
+    """
+    async with AsyncExitStack() as stack:
+        followed: list[tuple[AsyncLatest[int], int]] = []
+        for _ in range(clients):
+            registry = await stack.enter_async_context(ModelRegistry(f"grpc://127.0.0.1:{port}"))
+            existing = await registry.list_versions(upload.model_id)
+            number = existing[-1].number if existing else 0
+            latest = await stack.enter_async_context(registry.track(upload.model_id, decode=len, copy=False))
+            if number:
+                await latest.wait_for(timeout=_NEWS_SECONDS)
+            followed.append((latest, number))
+        await meet()
+        await asyncio.gather(*(latest.wait_for(number, _NEWS_SECONDS) for latest, number in followed))
+        return [time.monotonic()]
 
 
 async def follow_usage(port: int, upload: Upload, streams: int, seconds: float) -> float:
