@@ -83,11 +83,6 @@ class Caller:
         self.may_everything = self.may(_EVERYTHING)
         self.reads_everything = self.may(_READ_EVERY)
 
-    @property
-    def scopes(self) -> tuple[Scope, ...]:
-        """What the caller may do."""
-        return self._scopes
-
     def may(self, need: Need) -> bool:
         """Return whether the caller may do what a call needs."""
         decision = self._decisions.get(need)
