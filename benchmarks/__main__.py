@@ -18,6 +18,7 @@ from benchmarks import (
     downloads,
     encryption,
     h2load,
+    http,
     library,
     lifecycle,
     listing,
@@ -55,6 +56,7 @@ _FIGURES = [
     *small_path.BENCHMARKS,
     *tokens.BENCHMARKS,
     *h2load.BENCHMARKS,
+    *http.BENCHMARKS,
 ]
 _CURVES = [*data_path.CURVES, *control_path.CURVES]
 _WIDTH = 130

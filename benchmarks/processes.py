@@ -76,6 +76,17 @@ class ServerProcess:
                 self._started.set()
         self._started.set()
 
+    def logged_number(self, name: str) -> int:
+        """Return a field of the lines that it has logged lately.
+
+        Raises:
+            LookupError: There is none.
+        """
+        for line in self._lines:
+            if match := re.search(rf"\b{name}=([0-9]+)", line):
+                return int(match[1])
+        raise LookupError(name)
+
     @property
     def pid(self) -> int:
         """The process."""

@@ -1,6 +1,7 @@
 """The calls of ModelLifecycle. Servers of the original do not have them, which errors say."""
 
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import TypeAlias, TypeVar
 
 from cogment_model_registry.client import lookups
@@ -29,6 +30,10 @@ from cogment_model_registry.wire import models as wire_models
 
 _Reply = TypeVar("_Reply", bound=messages.Message)
 _T = TypeVar("_T")
+
+
+Page: TypeAlias = tuple[Iterable[_T], str]
+"""What a page has, and the token of the next one; empty for the last one."""
 
 
 class LifecycleCalls:
@@ -77,16 +82,18 @@ class LifecycleCalls:
         self, model_id: str | None, accepted: str, order_by: str, limit: int | None
     ) -> list[Version]:
         """Return the versions that a filter accepts, in order; all of them for a limit of None."""
+        return await _all_pages(partial(self.versions_page, model_id, accepted, order_by), limit)
+
+    async def versions_page(
+        self, model_id: str | None, accepted: str, order_by: str, size: int, token: str
+    ) -> Page[Version]:
+        """Return a page of the versions that a filter accepts, in order."""
         subject = Subject("looking for versions", model_id)
-
-        async def page(size: int, token: str) -> _Page[Version]:
-            request = wire.ListVersionsRequest(
-                model_id=model_id or "", filter=accepted, order_by=order_by, page_size=size, page_token=token
-            )
-            reply = await self._call("ListVersions", request, wire.ListVersionsReply, subject)
-            return map(wire.version_from_message, reply.versions), reply.next_page_token
-
-        return await _all_pages(page, limit)
+        request = wire.ListVersionsRequest(
+            model_id=model_id or "", filter=accepted, order_by=order_by, page_size=size, page_token=token
+        )
+        reply = await self._call("ListVersions", request, wire.ListVersionsReply, subject)
+        return map(wire.version_from_message, reply.versions), reply.next_page_token
 
     async def update_version(self, model_id: str, key: int | str, change: AnnotationChange) -> Version:
         """Change tags and metrics of a version."""
@@ -127,14 +134,14 @@ class LifecycleCalls:
 
     async def find_models(self, accepted: str, limit: int | None) -> list[ModelSummary]:
         """Return the models that a filter accepts, ordered by id; all of them for a limit of None."""
+        return await _all_pages(partial(self.models_page, accepted), limit)
+
+    async def models_page(self, accepted: str, size: int, token: str) -> Page[ModelSummary]:
+        """Return a page of the models that a filter accepts, ordered by id."""
         subject = Subject("looking for models", None)
-
-        async def page(size: int, token: str) -> _Page[ModelSummary]:
-            request = wire_models.ListModelsRequest(filter=accepted, page_size=size, page_token=token)
-            reply = await self._call("ListModels", request, wire_models.ListModelsReply, subject)
-            return map(wire_models.model_from_message, reply.models), reply.next_page_token
-
-        return await _all_pages(page, limit)
+        request = wire_models.ListModelsRequest(filter=accepted, page_size=size, page_token=token)
+        reply = await self._call("ListModels", request, wire_models.ListModelsReply, subject)
+        return map(wire_models.model_from_message, reply.models), reply.next_page_token
 
     async def update_model(self, model_id: str, change: ModelChange) -> ModelSummary:
         """Change tags, rules or the share of a model."""
@@ -164,38 +171,34 @@ class LifecycleCalls:
 
     async def find_consumers(self, model_id: str, accepted: str, limit: int | None) -> list[Consumer]:
         """Return consumers of a model, or of all for the empty id, that a filter accepts; all for a limit of None."""
+        return await _all_pages(partial(self.consumers_page, model_id, accepted), limit)
+
+    async def consumers_page(self, model_id: str, accepted: str, size: int, token: str) -> Page[Consumer]:
+        """Return a page of the consumers of a model, or of all for the empty id, that a filter accepts."""
         subject = Subject(f"listing the consumers of {model_text(model_id)}", model_id or None)
-
-        async def page(size: int, token: str) -> _Page[Consumer]:
-            request = wire_consumers.ListConsumersRequest(
-                model_id=model_id, filter=accepted, page_size=size, page_token=token
-            )
-            reply = await self._call("ListConsumers", request, wire_consumers.ListConsumersReply, subject)
-            return map(wire_consumers.consumer_from_message, reply.consumers), reply.next_page_token
-
-        return await _all_pages(page, limit)
+        request = wire_consumers.ListConsumersRequest(
+            model_id=model_id, filter=accepted, page_size=size, page_token=token
+        )
+        reply = await self._call("ListConsumers", request, wire_consumers.ListConsumersReply, subject)
+        return map(wire_consumers.consumer_from_message, reply.consumers), reply.next_page_token
 
     async def list_changes(self, model_id: str, since_ns: int, limit: int | None) -> list[HistoryEntry]:
         """Return the changes of a model from a time on, newest first; all of them for a limit of None."""
+        return await _all_pages(partial(self.changes_page, model_id, since_ns), limit)
+
+    async def changes_page(self, model_id: str, since_ns: int, size: int, token: str) -> Page[HistoryEntry]:
+        """Return a page of the changes of a model from a time on, newest first."""
         subject = Subject(f"reading the history of model {quoted(model_id)}", model_id)
-
-        async def page(size: int, token: str) -> _Page[HistoryEntry]:
-            request = wire_audit.ListChangesRequest(
-                model_id=model_id, since_timestamp=since_ns, page_size=size, page_token=token
-            )
-            reply = await self._call(
-                "ListChanges", request, wire_audit.ListChangesReply, subject, service=wire_audit.SERVICE_NAME
-            )
-            return map(wire_audit.change_from_message, reply.changes), reply.next_page_token
-
-        return await _all_pages(page, limit)
+        request = wire_audit.ListChangesRequest(
+            model_id=model_id, since_timestamp=since_ns, page_size=size, page_token=token
+        )
+        reply = await self._call(
+            "ListChanges", request, wire_audit.ListChangesReply, subject, service=wire_audit.SERVICE_NAME
+        )
+        return map(wire_audit.change_from_message, reply.changes), reply.next_page_token
 
 
-_Page: TypeAlias = tuple[Iterable[_T], str]
-"""What a page has, and the token of the next one."""
-
-
-async def _all_pages(page: Callable[[int, str], Awaitable[_Page[_T]]], limit: int | None) -> list[_T]:
+async def _all_pages(page: Callable[[int, str], Awaitable[Page[_T]]], limit: int | None) -> list[_T]:
     """Return what all pages have, up to a limit.
 
     Args:

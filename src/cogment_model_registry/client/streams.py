@@ -15,7 +15,7 @@ STEADY_SECONDS = 1.0
 
 @asynccontextmanager
 async def streaming(
-    calls: Calls, path: str, request: bytes, subject: Subject, seconds: float
+    calls: Calls, path: str, request: bytes, subject: Subject, seconds: float, *, is_brief: bool = False
 ) -> AsyncGenerator[Replies, None]:
     """Return the context manager in which a stream is read, to its end or until it has lasted for its time.
 
@@ -25,6 +25,7 @@ async def streaming(
         request: Its request.
         subject: What it is about.
         seconds: How long it lasts at most.
+        is_brief: Whether it may end at once.
 
     Raises:
         TimedOutError: The server ended the stream with that status.
@@ -36,7 +37,7 @@ async def streaming(
         try:
             with translated(subject, calls.connection):
                 yield replies
-            if seconds - deadline.left_seconds() < STEADY_SECONDS:
+            if not is_brief and seconds - deadline.left_seconds() < STEADY_SECONDS:
                 message = f"{subject.text}: the server ended the stream at once"
                 raise UnavailableError(message, model_id=subject.model_id)
         except TimedOutError:

@@ -21,10 +21,16 @@ from cogment_model_registry.web.serving import Encryption, allow_descriptors, ne
 _log = logging.getLogger("http")
 
 
+_UNFINISHED = "ASGI callable returned without completing response."
+"""What uvicorn says of answers whose client is gone, or whose bytes are."""
+
+
 class _Lines(logging.Handler):
     """Writes each entry of the log as a line of JSON, for the server to log."""
 
     def emit(self, record: logging.LogRecord) -> None:
+        if record.getMessage() == _UNFINISHED:
+            return
         level = "error" if record.levelno >= logging.ERROR else record.levelname.lower()
         entry = {"level": level, "event": record.getMessage(), **getattr(record, "fields", {})}
         if record.exc_info:
@@ -35,7 +41,7 @@ class _Lines(logging.Handler):
 
 async def _serve(options: WebOptions) -> None:
     encryption = Encryption(options) if options.tls_certificate else None
-    server = new_server(new_app(options), encryption)
+    server = new_server(new_app(options), encryption, options.idle_seconds)
     sockets = [socket.socket(fileno=descriptor) for descriptor in options.descriptors]
     obeying = asyncio.create_task(_obey(server, encryption))
     await server.serve(sockets)
@@ -71,6 +77,7 @@ async def _renew(encryption: Encryption | None) -> None:
 def main() -> None:
     """Serve until standard input ends."""
     logging.basicConfig(level=logging.WARNING, handlers=[_Lines()])
+    logging.getLogger("grpc").setLevel(logging.CRITICAL)  # it logs each upload that a client breaks off
     line = _first_line()
     if line:
         allow_descriptors()

@@ -13,10 +13,11 @@ from cogment_model_registry.client.calls import Calls, method_path
 from cogment_model_registry.client.connection import Connection
 from cogment_model_registry.client.core import Core
 from cogment_model_registry.client.credentials import Credentials
-from cogment_model_registry.client.deadlines import Deadline, Timeouts
+from cogment_model_registry.client.deadlines import CALL_SECONDS, Deadline, Timeouts
 from cogment_model_registry.client.encryption import Encryption
 from cogment_model_registry.client.endpoints import Direct
 from cogment_model_registry.client.failures import Subject
+from cogment_model_registry.client.lifecycle_calls import LifecycleCalls
 from cogment_model_registry.wire import forwarding
 from cogment_model_registry.wire.tls import Tls, TlsFiles
 
@@ -82,6 +83,11 @@ class Registry(ModelRegistry):
     def calls(self) -> Calls:
         """The object that makes its calls, for what no other client needs."""
         return self._core.calls
+
+    @property
+    def pages(self) -> LifecycleCalls:
+        """The calls that return one page of a listing, with a deadline from now on."""
+        return LifecycleCalls(self._core.calls, Deadline(CALL_SECONDS))
 
     async def read_metrics(self) -> bytes:
         """Return the metrics of the server, in Prometheus' text format.

@@ -5,6 +5,7 @@ connections that send nothing, or a byte a minute, cannot take them all for long
 """
 
 import asyncio
+import os
 import resource
 import ssl
 
@@ -20,6 +21,7 @@ from cogment_model_registry.system.certificates import (
     read_authorities,
     read_pair,
 )
+from cogment_model_registry.web.sending import sending_descriptors, sent_file
 
 HEAD_SECONDS = 10.0
 """How long a connection may take for the head of a request, and be idle between two."""
@@ -30,14 +32,30 @@ _OTHER_DESCRIPTORS = 64
 """Descriptors that are needed for other things."""
 
 
+class _Placeholder:
+    """Stands for bytes that h11 counts and does not see."""
+
+    def __init__(self, size_bytes: int) -> None:
+        self._size_bytes = size_bytes
+
+    def __len__(self) -> int:
+        return self._size_bytes
+
+
 class BoundedProtocol(H11Protocol):
     """A connection, whose requests have to come in time."""
 
+    idle_seconds = 60.0
+    """How long a client may take none of the bytes that wait for it."""
+
     _timer: asyncio.TimerHandle | None = None
+    _looking: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # as uvicorn has it
         """Begin, if there is a place."""
         super().connection_made(transport)
+        if not transport.get_extra_info("ssl_object"):
+            self.app = sending_descriptors(self.app, self.send_descriptor)
         if len(self.connections) > connections_max():
             transport.abort()
             return
@@ -46,6 +64,7 @@ class BoundedProtocol(H11Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """End."""
         self._expect_nothing()
+        self._stop_looking()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -54,6 +73,61 @@ class BoundedProtocol(H11Protocol):
         cycle: RequestResponseCycle | None = self.cycle  # none before the first request, which uvicorn's type hides
         if cycle is not None and not cycle.response_complete:
             self._expect_nothing()
+
+    async def send_descriptor(self, descriptor: int, part: range, *, may_wait: bool) -> None:
+        """Send bytes of a file as a part of the body of the answer under way, without copying them here.
+
+        Args:
+            descriptor: The file.
+            part: The positions of the bytes.
+            may_wait: Whether reading them may wait for a disk.
+
+        Raises:
+            ConnectionError: The client is gone, or took nothing for too long.
+        """
+        self.conn.send_with_data_passthrough(h11.Data(data=_Placeholder(len(part))))  # type: ignore[arg-type] # as h11 says
+        self.transport.set_write_buffer_limits(high=0)
+        try:
+            if self.transport.get_write_buffer_size():  # the head, which comes first
+                self.pause_writing()
+                await self.flow.drain()
+            connection = os.dup(self.transport.get_extra_info("socket").fileno())  # which the transport may close
+            try:
+                await sent_file(connection, descriptor, part, self.idle_seconds, may_wait=may_wait)
+            finally:
+                os.close(connection)
+        except OSError:
+            self.transport.abort()
+            raise ConnectionAbortedError("the client is gone") from None
+        finally:
+            if not self.transport.is_closing():
+                self.transport.set_write_buffer_limits()
+
+    def pause_writing(self) -> None:
+        """Wait until the client takes what waits for it, as long as it takes anything."""
+        super().pause_writing()
+        self._look_after(self.transport.get_write_buffer_size())
+
+    def resume_writing(self) -> None:
+        """Go on."""
+        self._stop_looking()
+        super().resume_writing()
+
+    def _look_after(self, waiting_bytes: int) -> None:
+        def look() -> None:
+            now_waiting_bytes = self.transport.get_write_buffer_size()
+            if now_waiting_bytes >= waiting_bytes:
+                self.transport.abort()
+            else:
+                self._look_after(now_waiting_bytes)
+
+        self._stop_looking()
+        self._looking = self.loop.call_later(self.idle_seconds, look)
+
+    def _stop_looking(self) -> None:
+        if self._looking is not None:
+            self._looking.cancel()
+            self._looking = None
 
     def on_response_complete(self) -> None:
         """Wait for the next request, or for the rest of one that was refused."""
@@ -135,13 +209,15 @@ class Encryption:
         return context
 
 
-def new_server(app: ASGIApp, encryption: Encryption | None) -> uvicorn.Server:
+def new_server(app: ASGIApp, encryption: Encryption | None, idle_seconds: float) -> uvicorn.Server:
     """Return a server, to be given its sockets.
 
     Args:
         app: What answers.
         encryption: The certificate; None for no encryption.
+        idle_seconds: How long a client may take none of the bytes that wait for it.
     """
+    BoundedProtocol.idle_seconds = idle_seconds
     config = uvicorn.Config(
         app,
         http=BoundedProtocol,

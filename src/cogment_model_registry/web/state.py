@@ -19,12 +19,16 @@ class State:
         registry: Makes calls for whoever asks.
         sessions: The sessions of browsers.
         templates: The pages.
+        uploads: How many uploads are under way.
+        streams: How many streams of events are open.
     """
 
     options: WebOptions
     registry: Registry
     sessions: Sessions = field(default_factory=Sessions)
     templates: Templates = field(default_factory=Templates)
+    uploads: int = 0
+    streams: int = 0
 
 
 def state_of(request: HTTPConnection) -> State:

@@ -1,12 +1,20 @@
-"""/api/v1: what the command line of the client can do, in JSON."""
+"""/api/v1: what the command line of the client can do, in JSON; and the short addresses of bytes."""
 
 from collections.abc import Sequence
 
 from starlette.routing import BaseRoute, Route
 
-from cogment_model_registry.web.api import models
+from cogment_model_registry.web import downloads, uploads
+from cogment_model_registry.web.api import openapi
+from cogment_model_registry.web.api.operations import OPERATIONS, PREFIX
 
 
 def routes() -> Sequence[BaseRoute]:
     """Return the routes."""
-    return [Route("/api/v1/models", models.find)]
+    return [
+        *(Route(PREFIX + each.path, each.handler, methods=[each.method]) for each in OPERATIONS),
+        Route(f"{PREFIX}/openapi.json", openapi.show),
+        Route("/models/{model}/versions/{version}/data", downloads.by_version),
+        Route("/models/{model}/aliases/{alias}/data", downloads.by_alias),
+        Route("/models/{model}/versions", uploads.create, methods=["PUT"]),
+    ]

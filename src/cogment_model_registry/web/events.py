@@ -1,0 +1,144 @@
+"""The events of a watch, as server-sent events: what browsers read line by line, and resume by themselves."""
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator, Sequence
+from http import HTTPStatus
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from cogment_model_registry.client.passing_on import PassingOn
+from cogment_model_registry.errors import InvalidError, ModelRegistryError, quoted
+from cogment_model_registry.records.consumers import Consumer
+from cogment_model_registry.records.documents import consumer_as_json, model_as_json, version_as_json
+from cogment_model_registry.records.lifecycle import ModelSummary, Version
+from cogment_model_registry.records.news import Event, Gap, Gone
+from cogment_model_registry.web.disconnects import Connected
+from cogment_model_registry.web.errors import RefusedError, problem_of
+from cogment_model_registry.web.parameters import flag, parameters
+from cogment_model_registry.web.state import State, registry_of, state_of
+
+_STREAMS_MAX = 1000
+"""How many streams may be open."""
+
+BEAT_SECONDS = 15.0
+"""How often a stream says something, so that proxies keep it, and a client that is gone is noticed."""
+
+_News = AsyncGenerator[tuple[str, Event | Consumer], None]
+
+
+async def of_model(request: Request) -> Response:
+    """Answer with the news of a model."""
+    return await _stream(request, [request.path_params["model"]])
+
+
+async def of_models(request: Request) -> Response:
+    """Answer with the news of some models, or of all that the caller may read."""
+    return await _stream(request, request.query_params.getlist("model"))
+
+
+async def _stream(request: Request, model_ids: Sequence[str]) -> Response:
+    query = parameters(request, {"model", "mode", "filter", "consumers", "resume_token"})
+    mode = query.get("mode", "latest")
+    if mode not in ("latest", "all"):
+        raise InvalidError(f"mode is {quoted(mode)}; it must be latest or all")
+    state = state_of(request)
+    if state.streams >= _STREAMS_MAX:
+        message = f"{_STREAMS_MAX} streams of events are open; try again later"
+        raise RefusedError(HTTPStatus.SERVICE_UNAVAILABLE, message, {"Retry-After": "5"})
+    news = PassingOn(registry_of(request).calls).watch(
+        model_ids,
+        request.headers.get("last-event-id") or query.get("resume_token", ""),
+        every=mode == "all",
+        accepted=query.get("filter", ""),
+        consumers=flag(query, "consumers"),
+    )
+    state.streams += 1
+    try:
+        first = await anext(news)  # until it comes, the answer can be another one
+    except BaseException:
+        state.streams -= 1
+        await news.aclose()
+        raise
+    return _Events(news, first, state)
+
+
+class _Events(Response):
+    """An answer that goes on."""
+
+    def __init__(self, news: _News, first: tuple[str, Event | Consumer], state: State) -> None:
+        headers = {"cache-control": "no-store", "x-accel-buffering": "no"}
+        super().__init__(None, headers=headers, media_type="text/event-stream")
+        del self.headers["content-length"]
+        self._news = news
+        self._first = first
+        self._state = state
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send events until the client is gone, or the server ends the watch."""
+        queue: asyncio.Queue[bytes] = asyncio.Queue(1)  # no event is taken from the server before the last one is sent
+        reading = asyncio.ensure_future(self._read(queue))
+        try:
+            async with Connected(receive) as connected:
+                await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+                while connected:
+                    text = await _next(queue, connected, reading)
+                    if text is None:
+                        break
+                    await send({"type": "http.response.body", "body": text, "more_body": True})
+                await send({"type": "http.response.body", "body": b""})
+        finally:
+            self._state.streams -= 1
+            reading.cancel()
+            await asyncio.gather(reading, return_exceptions=True)
+            await self._news.aclose()  # if it was never read
+
+    async def _read(self, queue: "asyncio.Queue[bytes]") -> None:
+        await queue.put(encoded(*self._first))
+        try:
+            async for token, event in self._news:
+                await queue.put(encoded(token, event))
+        except ModelRegistryError as error:
+            await queue.put(b"event: error\ndata: " + bytes(problem_of(error).body) + b"\n\n")
+
+
+async def _next(queue: "asyncio.Queue[bytes]", connected: Connected, reading: "asyncio.Future[None]") -> bytes | None:
+    """Return the next event; a comment if none comes for long; None at the end."""
+    getting = asyncio.ensure_future(queue.get())
+    try:
+        await asyncio.wait((getting, connected.end, reading), timeout=BEAT_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+        if getting.done():
+            return getting.result()
+        if not connected:
+            return None
+        if reading.done():
+            return queue.get_nowait() if queue.qsize() else None
+        return b":\n\n"
+    finally:
+        getting.cancel()
+
+
+def encoded(token: str, event: Event | Consumer) -> bytes:
+    """Return an event as lines."""
+    name, document = _described(event)
+    text = json.dumps(document, ensure_ascii=False, separators=(",", ":"))
+    line = f"id: {token}\n" if token else ""  # an empty id would make browsers forget the last one
+    return f"{line}event: {name}\ndata: {text}\n\n".encode()
+
+
+def _described(event: Event | Consumer) -> tuple[str, dict[str, object]]:
+    """Return the kind of an event, and the object that stands for it."""
+    if isinstance(event, Version):
+        return "version", version_as_json(event)
+    if isinstance(event, ModelSummary):
+        return "model", model_as_json(event)
+    if isinstance(event, Consumer):
+        return "consumer", consumer_as_json(event)
+    if isinstance(event, Gap):
+        numbers = {"first_number": event.first_number, "last_number": event.last_number}
+        return "gap", {"model_id": event.model_id, **numbers}
+    if isinstance(event, Gone):
+        return "gone", {"model_id": event.model_id, "version_number": event.version_number, "reason": event.reason}
+    return "caught_up", {}
