@@ -14,6 +14,8 @@ from cogment_model_registry.web.pages.rights import read_rights
 from cogment_model_registry.web.state import registry_of, state_of
 
 _VALUE_MAX_CHARACTERS = 120
+_LEFT_OUT = frozenset({"created", "data_hash", "revision"})
+"""What the page of a version has, and nobody reads in a list."""
 
 
 async def show(request: Request) -> Response:
@@ -34,7 +36,11 @@ def state_text(state: Mapping[str, Any] | None, other: Mapping[str, Any] | None)
     """Return what was or is, as far as it differs from the other."""
     if state is None:
         return ""
-    differing = {name: value for name, value in state.items() if other is None or other.get(name, ...) != value}
+    differing = {
+        name: value
+        for name, value in state.items()
+        if name not in _LEFT_OUT and (other is None or other.get(name, ...) != value) and value not in ({}, [], "")
+    }
     texts = (f"{name} {value if isinstance(value, str) else json.dumps(value)}" for name, value in differing.items())
     return ", ".join(_cut(text) for text in texts)
 

@@ -22,7 +22,7 @@ from cogment_model_registry.client.calls import method_path
 from cogment_model_registry.client.deadlines import Backoff
 from cogment_model_registry.client.failures import Subject
 from cogment_model_registry.client.streams import streaming
-from cogment_model_registry.errors import ModelRegistryError, NotFoundError, PermissionDeniedError, UnauthenticatedError
+from cogment_model_registry.errors import LimitedError, ModelRegistryError, TimedOutError
 from cogment_model_registry.records.lifecycle import ModelSummary, Version
 from cogment_model_registry.records.news import Gone
 from cogment_model_registry.web.errors import RefusedError
@@ -137,8 +137,8 @@ class Feeds:
         source = _Source(self._state, feed, model_id)
         try:
             await source.run()
-        except (NotFoundError, PermissionDeniedError, UnauthenticatedError):
-            pass  # the page says so when it is loaded again
+        except ModelRegistryError:
+            pass  # the page asks again, and is told so then
         finally:
             feed.is_over = True
             feed.changed()
@@ -188,7 +188,7 @@ class _Source:
         """Keep it current until it is cancelled.
 
         Raises:
-            NotFoundError: The model is gone.
+            ModelRegistryError: The model is gone, or the server stops, or whoever asks may not see it any more.
         """
         if not self._model_id:
             await self._look_again(self._look_at_all)
@@ -208,9 +208,7 @@ class _Source:
             try:
                 await look()
                 backoff = Backoff()
-            except (NotFoundError, PermissionDeniedError, UnauthenticatedError):
-                raise
-            except ModelRegistryError as error:
+            except (LimitedError, TimedOutError) as error:
                 pause = max(backoff.next_seconds(error), _LIST_SECONDS)
             self._feed.changed()
             await asyncio.sleep(max(pause, (time.perf_counter() - began) / _SHARE))

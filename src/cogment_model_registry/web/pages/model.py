@@ -16,7 +16,7 @@ from cogment_model_registry.web.pages.rights import read_rights
 from cogment_model_registry.web.registries import Registry
 from cogment_model_registry.web.state import registry_of, state_of
 
-CONSUMER_ROWS = 100
+CONSUMER_ROWS = 80
 """How many consumers the page of a model shows, those that are furthest behind first."""
 
 VERSION_ROWS = 50

@@ -67,7 +67,13 @@ async def plan_deletion(request: Request, rights: Rights, fields: Mapping[str, s
     runners = sum(each.is_live and each.version_number == number for each in reported)
     warnings = []
     if version.aliases:
-        warnings.append(f"The aliases {', '.join(version.aliases)} point to it, and would be removed.")
+        is_one = len(version.aliases) == 1
+        named = ", ".join(version.aliases)
+        warnings.append(
+            f"The alias {named} points to it, and would be removed."
+            if is_one
+            else f"The aliases {named} point to it, and would be removed."
+        )
     if holders:
         named = ", ".join(holders[:5]) + (f" and {len(holders) - 5} others" if len(holders) > 5 else "")
         warnings.append(f"It is held by {named}, who would lose it.")

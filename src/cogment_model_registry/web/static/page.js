@@ -103,7 +103,13 @@ function follow(address) {
     if (source || isPaused || document.hidden) return;
     source = new EventSource(address);
     source.onopen = () => show(true, "Live");
-    source.onerror = () => show(false, "Connecting again");
+    source.onerror = () => {
+      show(false, "Connecting again");
+      if (source && source.readyState === EventSource.CLOSED) { // refused, so the browser does not try again by itself
+        close();
+        setTimeout(open, 5000);
+      }
+    };
     source.onmessage = (event) => {
       const news = JSON.parse(event.data);
       for (const [name, html] of Object.entries(news.parts)) {
