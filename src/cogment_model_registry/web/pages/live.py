@@ -58,12 +58,15 @@ class Feed:
         parts: The parts of the page, by name: HTML.
         tables: The rows of its tables, by the name of the table: HTML by key, in order.
         readers: The pages, by what wakes them.
+        is_filled: Whether it has all of them.
         is_over: Whether there is no more to come.
+        task: What keeps it current.
     """
 
     parts: dict[str, str] = field(default_factory=dict)
     tables: dict[str, dict[str, str]] = field(default_factory=dict)
     readers: set[asyncio.Event] = field(default_factory=set)
+    is_filled: bool = False
     is_over: bool = False
     task: "asyncio.Task[None] | None" = None
 
@@ -96,7 +99,7 @@ class Feeds:
         news = asyncio.Event()
         feed.readers.add(news)
         self._pages += 1
-        if feed.tables:
+        if feed.is_filled:
             news.set()
         sent = Sent()
         try:
@@ -210,6 +213,7 @@ class _Source:
                 backoff = Backoff()
             except (LimitedError, TimedOutError) as error:
                 pause = max(backoff.next_seconds(error), _LIST_SECONDS)
+            self._feed.is_filled = True
             self._feed.changed()
             await asyncio.sleep(max(pause, (time.perf_counter() - began) / _SHARE))
 
@@ -222,12 +226,12 @@ class _Source:
 
     async def _look_at_model(self) -> None:
         every = await consumers.read_consumers(self._registry, self._model_id)
-        overview = consumers.overview_of(every)
-        self._feed.tables["consumers"] = self._consumer_rows(overview.rows, CONSUMER_ROWS, has_model=False)
-        self._feed.parts["spread"] = self._render("_spread.html", overview=overview, model_id=self._model_id)
         if self._is_stale.is_set() or "versions" not in self._feed.tables:
             self._is_stale.clear()
             await self._look_at_versions()
+        overview = consumers.overview_of(every)
+        self._feed.tables["consumers"] = self._consumer_rows(overview.rows, CONSUMER_ROWS, has_model=False)
+        self._feed.parts["spread"] = self._render("_spread.html", overview=overview, model_id=self._model_id)
 
     async def _look_at_versions(self) -> None:
         model, page = await asyncio.gather(
