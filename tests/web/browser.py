@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.waiting import PATIENCE_SECONDS
+from tests.waiting import PATIENCE_SECONDS, eventually
 
 WIDE, NARROW = (1280, 900), (390, 844)
 
@@ -50,7 +50,8 @@ class Visit:
 
     async def wait_for(self, script: str) -> None:
         """Wait until a script returns something true."""
-        await self.page.wait_for_function(script, timeout=PATIENCE_SECONDS * 1000)
+        # Not with `wait_for_function`, whose polls the policy of the pages forbids.
+        await eventually(lambda: self.page.evaluate(script), lambda: script)
 
     def _note(self, kind: str, text: str) -> None:
         if not any(harmless in text for harmless in _HARMLESS):

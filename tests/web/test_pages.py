@@ -116,7 +116,7 @@ async def test_versions_are_filtered_and_ordered_as_on_the_command_line(visit: V
     await visit.page.get_by_label("Filter").fill("metrics.return >= 300 AND archived = false")
     await visit.page.get_by_label("Order", exact=True).fill("metrics.return desc")
     await visit.follow(visit.page.get_by_role("button", name="Apply"))
-    assert await visit.page.locator(".versions tbody th").all_inner_texts() == ["5", "6", "7"]
+    assert await visit.page.locator(".versions tbody th").all_inner_texts() == ["5", "7", "6"]
     await visit.follow(visit.page.get_by_role("link", name="Order by loss, lowest first"))
     assert await visit.page.locator(".versions tbody th").all_inner_texts() == ["7", "6", "5"]
 
@@ -152,12 +152,12 @@ async def test_an_open_page_shows_what_consumers_report_and_versions_that_come(
     await visit.wait_for("document.documentElement.dataset.news > 0")
     registry.report_consumer("walker", "actor-2", version=7)
     registry.report_consumer("walker", "actor-9", version=1)
-    await visit.wait_for("document.querySelector('[data-table=consumers] tr').dataset.key == 'walker/actor-9'")
+    await visit.wait_for("document.querySelector('[data-table=consumers] tr')?.dataset.key == 'walker/actor-9'")
     registry.publish("walker", _weights(8), metrics={"return": 7.5})
     registry.set_alias("walker", "canary", 8)
-    await visit.wait_for("document.querySelector('[data-table=versions] tr').dataset.key == '8'")
-    await visit.wait_for("document.querySelector('[data-part=aliases]').innerText.includes('canary')")
-    await visit.wait_for("document.querySelector('[data-key=\"walker/actor-2\"] .lag').innerText == '1'")
+    await visit.wait_for("document.querySelector('[data-table=versions] tr')?.dataset.key == '8'")
+    await visit.wait_for("document.querySelector('[data-part=aliases]')?.innerText.includes('canary')")
+    await visit.wait_for("document.querySelector('[data-key=\"walker/actor-2\"] .lag')?.innerText == '1'")
     assert await visit.text("[data-part=facts] dd") == "8"
     registry.delete_version("walker", 6)
     await visit.wait_for("!document.querySelector('[data-table=versions] [data-key=\"6\"]')")
@@ -170,7 +170,7 @@ async def test_the_first_page_stays_current_and_can_be_paused(visit: Visit, regi
     await visit.wait_for("document.documentElement.dataset.news > 0")
     registry.report_consumer("walker", "actor-2", version=7)
     registry.report_consumer("walker", "actor-3", version=7)
-    await visit.wait_for("document.querySelector('[data-table=lagging]').innerText == 'All run the newest version.'")
+    await visit.wait_for("document.querySelector('[data-table=lagging]')?.innerText == 'All run the newest version.'")
     await visit.page.get_by_role("button", name="Pause").click()
     assert "Paused" in await visit.text("[data-live-state]")
 
@@ -378,7 +378,7 @@ async def test_the_keyboard_is_enough(visit: Visit, registry: ModelRegistry) -> 
 async def test_a_page_that_does_not_exist_says_so_in_the_form_of_all_pages(visit: Visit) -> None:
     await visit.open("/models/nobody")
     assert await visit.text("h1") == "Not Found"
-    assert await visit.text(".lead") == 'Model "nobody" does not exist.'
+    assert await visit.text(".lead") == 'Looking up model "nobody": model "nobody" does not exist.'
     visit.complaints.clear()  # of the status 404
 
 

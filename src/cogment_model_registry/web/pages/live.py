@@ -42,6 +42,9 @@ _VERSION_ROWS = 20
 _LIST_SECONDS = 1.0
 """The shortest time between two lists."""
 
+_VERSIONS_SECONDS = 5.0
+"""How soon a page shows that an older version is gone, of which the watch says nothing."""
+
 _SHARE = 1 / 40
 """The part of the time that lists may take."""
 
@@ -186,6 +189,7 @@ class _Source:
         self._macros: Any = self._environment.get_template("_rows.html").module
         self._model_id = model_id
         self._is_stale = asyncio.Event()
+        self._versions_listed = float("-inf")
 
     async def run(self) -> None:
         """Keep it current until it is cancelled.
@@ -226,8 +230,10 @@ class _Source:
 
     async def _look_at_model(self) -> None:
         every = await consumers.read_consumers(self._registry, self._model_id)
-        if self._is_stale.is_set() or "versions" not in self._feed.tables:
+        now = time.monotonic()
+        if self._is_stale.is_set() or now - self._versions_listed >= _VERSIONS_SECONDS:
             self._is_stale.clear()
+            self._versions_listed = now
             await self._look_at_versions()
         overview = consumers.overview_of(every)
         self._feed.tables["consumers"] = self._consumer_rows(overview.rows, CONSUMER_ROWS, has_model=False)
