@@ -12,9 +12,12 @@ BIN := $(VENV)/bin
 ARGUMENTS ?=
 # The oldest Python that runs the server, which has wheels of the oldest packages.
 PYTHON_3_11 ?= $(firstword $(shell command -v python3.11) $(wildcard $(HOME)/.pyenv/versions/3.11.*/bin/python))
-MINIMUM_TESTS := $(patsubst %,tests/%,frameworks/test_jax.py frameworks/test_numpy.py installation wire)
+MINIMUM_TESTS := $(patsubst %,tests/%,frameworks/test_jax.py frameworks/test_numpy.py installation web wire)
 MINIMUM_TESTS += $(patsubst %,tests/cli/test_%.py,command_line lifecycle_commands model_registry_command_line)
 MINIMUM_TESTS += $(patsubst %,tests/storage/test_%.py,catalog_database filesystem layout)
+# Without an S3 server, which is not installed there.
+MINIMUM_TESTS += $(patsubst %,tests/storage/test_bucket.py::Test%InMemory,BucketArchive SharedBucketArchive)
+MINIMUM_TESTS += tests/storage/test_bucket.py::TestBucketArchiveOnALocalPath
 MINIMUM_TESTS += $(patsubst %,tests/registry_client/test_%.py,calls failures lifecycle news)
 MINIMUM_TESTS += $(patsubst %,tests/server/test_%.py,create_version health issuer metrics model_lifecycle retrieve_versions smoke version_update)
 # Which builds of PyTorch `make test-frameworks` may install: those for the CPU alone, or any, with gigabytes of CUDA.

@@ -10,6 +10,7 @@ import grpc.aio
 
 from benchmarks.clients import Client, Upload, connected, follow_request
 from benchmarks.load import meet
+from benchmarks.usage import processor_seconds
 from cogment_model_registry.records.lifecycle import Version
 from cogment_model_registry.records.news import CaughtUp
 from cogment_model_registry.records.versions import digest_text
@@ -53,6 +54,20 @@ async def followed_moments(
     return last
 
 
+async def follow_usage(port: int, upload: Upload, streams: int, seconds: float) -> float:
+    """Follow a model for some seconds without news; return the processor time of this process."""
+    async with connected(port) as client:
+        calls = [client.follow(follow_request(upload)) for _ in range(streams)]
+        await asyncio.gather(*map(_begin, calls))
+        await meet()
+        before = processor_seconds()
+        await asyncio.sleep(seconds)
+        spent = processor_seconds() - before
+        for call in calls:
+            call.cancel()
+    return spent
+
+
 async def _begin(call: Any) -> None:
     """Read the existing versions."""
     while await _read_version(call):
@@ -63,6 +78,7 @@ async def _read_version(call: Any) -> bool:
     """Read up to the end of a version, or up to `caught_up`; return whether it was a version."""
     version: Version | None = None
     parts = list[memoryview]()
+    digest = sha256()  # of each part when it arrives, as the Python client does
     while True:
         async with asyncio.timeout(_NEWS_SECONDS):
             message = await call.read()
@@ -71,20 +87,21 @@ async def _read_version(call: Any) -> bool:
         reply = decode_reply(message)
         if isinstance(reply, Bytes):
             parts.append(reply.data)
+            digest.update(reply.data)
             if reply.is_last and version is not None:
-                _verify(version, b"".join(parts))
+                _verify(version, digest.digest())
                 return True
         elif isinstance(reply.event, CaughtUp):
             return False
         elif isinstance(reply.event, Version):
             version = reply.event
             if reply.data is not None:
-                _verify(version, reply.data)
+                _verify(version, sha256(reply.data).digest())
                 return True
 
 
-def _verify(version: Version, data: bytes | memoryview) -> None:
-    if digest_text(sha256(data).digest()) != version.data_hash:
+def _verify(version: Version, digest: bytes) -> None:
+    if digest_text(digest) != version.data_hash:
         raise RuntimeError("a follower received wrong bytes")
 
 

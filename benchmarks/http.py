@@ -7,6 +7,7 @@ import asyncio
 import http.client
 import time
 from collections.abc import Sequence
+from functools import partial
 
 from benchmarks.bench import Bench, Benchmark, Outcome
 from benchmarks.load import job
@@ -63,16 +64,10 @@ def _download(bench: Bench) -> Sequence[Outcome]:
         ):
             for each in (registry, remote):
                 bench.load(0).run(job(publish, each.port, _LARGE_BYTES, archived=archived))
-            http_port = registry.logged_number("http_port")
-            blocks = interleaved(
-                repetitions,
-                {
-                    "http": lambda http_port=http_port: bench.load(0).run(
-                        job(download_seconds, http_port, _LARGE_BYTES, count)
-                    ),
-                    "grpc": lambda port=remote.port: bench.load(0).run(job(copy_seconds, port, count)),
-                },
-            )
+            http_port, port = registry.logged_number("http_port"), remote.port
+            over_http = partial(bench.load(0).run, job(download_seconds, http_port, _LARGE_BYTES, count))
+            over_grpc = partial(bench.load(0).run, job(copy_seconds, port, count))
+            blocks = interleaved(repetitions, {"http": over_http, "grpc": over_grpc})
         rates = {name: converted(values, mib_per_second(_LARGE_BYTES)) for name, values in blocks.items()}
         what = "without the local socket" if flag == "off" else kind
         results.append(

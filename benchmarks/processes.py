@@ -102,7 +102,7 @@ class ServerProcess:
 
     def _processor_seconds(self) -> float:
         times = self._about.cpu_times()
-        return float(times.user + times.system)
+        return float(times.user + times.system + times.children_user + times.children_system)
 
     def resident_mib(self) -> float:
         """Return its resident memory."""

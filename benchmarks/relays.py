@@ -5,18 +5,19 @@ than what they gain.
 """
 
 import contextlib
-import sys
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
+from functools import partial
 
-from benchmarks.bench import Bench, Benchmark, NotHereError, Outcome
+from benchmarks.bench import Bench, Benchmark, Outcome
 from benchmarks.clients import Kind, Upload, call_seconds, prepare, publish_moments
-from benchmarks.following import followed_moments
+from benchmarks.following import follow_usage, followed_moments
 from benchmarks.load import job, together
-from benchmarks.measures import KIB, MIB, at_least, at_most, compared, converted, interleaved, milliseconds
+from benchmarks.measures import KIB, MIB, Target, at_least, at_most, compared, converted, interleaved, milliseconds
+from benchmarks.polling import idle_usage, polled
 from benchmarks.processes import ServerProcess, free_port, registry, running
-from tests.postgres import find_program, new_database, postgres_server
+from benchmarks.shared_servers import shared_place
 
 _MODEL_ID = "walker"
 _SIZE_BYTES = MIB
@@ -26,6 +27,8 @@ _LARGE_GAP_SECONDS = 4.0
 """Longer than a version takes to reach all followers."""
 
 _SMALL_BYTES = 10 * KIB
+_SMALL_GAP_SECONDS = 0.5
+_IDLE_SECONDS = 5.0
 _OTHERS = 4
 _FOLLOWERS = 16
 _SCRAPE_SECONDS = 30.0
@@ -34,15 +37,8 @@ _SCRAPE_SECONDS = 30.0
 @contextlib.contextmanager
 def _servers(bench: Bench, count: int, *flags: str) -> Iterator[list[ServerProcess]]:
     """Return a context manager with servers that share a catalog, with one model."""
-    if find_program("initdb") is None:
-        raise NotHereError("no PostgreSQL")
-    with ExitStack() as stack:
-        place = stack.enter_context(bench.place())
-        catalog_url = stack.enter_context(new_database(stack.enter_context(postgres_server(is_fast=False))))
-        command = [sys.executable, "-m", "cogment_model_registry", "services", "model_registry", "--port=0"]
-        command += ["--host=127.0.0.1", f"--archive_url=file://{place}", f"--catalog_url={catalog_url}"]
-        command += [f"--cache_max_bytes={bench.budget_mib * MIB}", "--grace_seconds=0", *flags]
-        servers = [stack.enter_context(running(command, r"serving .*\bport=(\d+)")) for _ in range(count)]
+    with shared_place(bench, *flags) as place, ExitStack() as stack:
+        servers = [stack.enter_context(place.server()) for _ in range(count)]
         bench.load(0).run(job(prepare, servers[0].port, [_MODEL_ID]))
         yield servers
 
@@ -112,6 +108,64 @@ def _spread(bench: Bench) -> Sequence[Outcome]:
         ]
 
 
+def _against_polling(bench: Bench) -> Sequence[Outcome]:
+    """Compare a publish to 16 followers on 4 other servers with shardcast, whose relays and clients poll."""
+    with polled(bench, _OTHERS, _FOLLOWERS) as shardcast, _servers(bench, 1) as [first], ExitStack() as stack:
+        others = [stack.enter_context(_another(first)) for _ in range(_OTHERS)]
+
+        def publish_seconds(size_bytes: int) -> float:
+            upload = Upload(_MODEL_ID, size_bytes)
+            jobs = [(bench.load(0), job(publish_moments, first.port, upload, 1, _SMALL_GAP_SECONDS))]
+            for index, server in enumerate(others, 1):
+                following = job(followed_moments, server.port, upload, 1, _FOLLOWERS // _OTHERS, 1)
+                jobs.append((bench.load(index), following))
+            [begun], *ended = together(jobs)
+            return max(end for [end] in ended) - begun
+
+        def idle_processor_seconds() -> float:
+            for server in (first, *others):
+                server.mark_processor()
+            upload = Upload(_MODEL_ID, _SMALL_BYTES)
+            jobs = [(bench.load(0), job(idle_usage, _IDLE_SECONDS))]
+            for index, server in enumerate(others, 1):
+                following = job(follow_usage, server.port, upload, _FOLLOWERS // _OTHERS, _IDLE_SECONDS)
+                jobs.append((bench.load(index), following))
+            spent = sum(together(jobs)) + sum(server.marked_processor_seconds() for server in (first, *others))
+            return spent / _IDLE_SECONDS
+
+        def compare(
+            name: str, what: str, ours: Callable[[], float], theirs: Callable[[], float], target: Target | None = None
+        ) -> Outcome:
+            blocks = interleaved(bench.choose(3, 1), {"ours": lambda: [ours()], "theirs": lambda: [theirs()]})
+            return compared(
+                name,
+                what,
+                "ms",
+                converted(blocks["ours"], milliseconds),
+                against="shardcast, polling every second",
+                floor_blocks=converted(blocks["theirs"], milliseconds),
+                target=target,
+            )
+
+        return [
+            compare(
+                f"{name} shardcast",
+                f"publish {size} until all 16 followers on 4 other servers have it",
+                partial(publish_seconds, size_bytes),
+                partial(shardcast.publish_seconds, size_bytes),
+                at_most(0.2) if size_bytes == _LARGE_BYTES else None,
+            )
+            for name, size, size_bytes in (("large", "64 MiB", _LARGE_BYTES), ("small", "10 KiB", _SMALL_BYTES))
+        ] + [
+            compare(
+                "idle shardcast",
+                "processor time in a second without a publish, servers and followers",
+                idle_processor_seconds,
+                partial(shardcast.idle_processor_seconds, _IDLE_SECONDS),
+            )
+        ]
+
+
 @contextlib.contextmanager
 def _another(server: ServerProcess) -> Iterator[ServerProcess]:
     """Return a context manager with one more server of the same catalog, without metrics."""
@@ -166,5 +220,6 @@ def _small_calls(bench: Bench) -> Sequence[Outcome]:
 BENCHMARKS = [
     Benchmark("relays", "from a publish until a follower on another server has the version", _followed),
     Benchmark("spread", "64 MiB to 16 followers on 4 other servers", _spread),
+    Benchmark("shardcast", "the same, next to shardcast, whose relays and clients poll", _against_polling),
     Benchmark("shared-calls", "small calls with a catalog in PostgreSQL, next to a single server", _small_calls),
 ]

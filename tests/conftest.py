@@ -15,6 +15,7 @@ from hypothesis.configuration import set_hypothesis_home_dir
 
 from cogment_model_registry import ModelRegistry
 from cogment_model_registry.server.composition import Server
+from cogment_model_registry.storage.postgres import connections
 from cogment_model_registry.testing.server import serving
 from tests.client import Client, connected
 from tests.object_store import S3Server, object_server
@@ -65,6 +66,12 @@ def no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in list(os.environ):
         if name.startswith("COGMENT_"):
             monkeypatch.delenv(name)
+
+
+@pytest.fixture(autouse=True)
+def patient_connections(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let PostgreSQL take its time to accept a connection on a busy machine; when it is away, it refuses at once."""
+    monkeypatch.setattr(connections, "_CONNECT_SECONDS", PATIENCE_SECONDS)
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,13 +15,12 @@ from obstore.exceptions import BaseError
 from obstore.store import S3Store
 
 from tests.ports import free_ports
+from tests.processes import GuardedProcess
 from tests.waiting import wait_until
 
 ACCESS_KEY_ID = "test-key"
 SECRET_ACCESS_KEY = "test-secret-of-the-object-store"
 BUCKET = "archives"
-
-_STOP_SECONDS = 20.0
 
 
 def find_program() -> str | None:
@@ -59,7 +57,7 @@ class S3Server:
         self._host = host
         self._before = before
         self._ports = free_ports(8)
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: GuardedProcess | None = None
         self.port = self._ports[0]
         folder.mkdir(parents=True, exist_ok=True)
         identity = {
@@ -83,7 +81,6 @@ class S3Server:
         """Start it, and wait until it takes and returns an object."""
         s3, s3_grpc, master, master_grpc, volume, volume_grpc, filer, filer_grpc = self._ports
         command = [
-            *self._before,
             program(),
             "-logtostderr=true",
             "-v=0",
@@ -109,15 +106,13 @@ class S3Server:
             f"-s3.config={self._folder / 's3.json'}",
         ]
         environment = {"PATH": os.environ.get("PATH", ""), "HOME": str(self._folder), "GOMEMLIMIT": "256MiB"}
-        with (self._folder / "log").open("ab") as log:
-            self._process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, env=environment
-            )
+        log = self._folder / "log"
+        self._process = GuardedProcess(command, signal.SIGKILL, log, environment, before=self._before)
         wait_until(self._is_up, self._last_lines)
 
     def _is_up(self) -> bool:
         assert self._process is not None
-        assert self._process.poll() is None, self._last_lines()
+        assert self._process.is_running, self._last_lines()
         store = self.store("up")
         try:
             obstore.put(store, "up", b"yes")
@@ -134,22 +129,15 @@ class S3Server:
 
     def kill(self) -> None:
         """End it as a power cut would, except for what the system has written."""
-        self._end(signal.SIGKILL)
+        process, self._process = self._process, None
+        if process is not None:
+            process.end()
 
     def stop(self) -> None:
         """End it."""
-        self._end(signal.SIGTERM)
-
-    def _end(self, number: int) -> None:
         process, self._process = self._process, None
-        if process is None:
-            return
-        process.send_signal(number)
-        try:
-            process.wait(_STOP_SECONDS)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        if process is not None:
+            process.stop()
 
 
 def environment_of(endpoint: str) -> dict[str, str]:

@@ -8,6 +8,7 @@ import os
 import pwd
 import secrets
 import shutil
+import signal
 import subprocess
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -18,9 +19,16 @@ import asyncpg
 
 from cogment_model_registry.storage.postgres.schema import SCHEMA
 from tests.ports import free_ports
+from tests.processes import GuardedProcess
+from tests.waiting import wait_until
 
 _SECONDS = 60
 _USER = "registry"
+
+_ENVIRONMENT = {"PATH": os.environ.get("PATH", ""), "LC_ALL": "C"}
+
+_STATUS_LINE = 7
+"""The line of `postmaster.pid` with its status, from 0."""
 
 _FAST = {"fsync": "off", "full_page_writes": "off", "wal_level": "minimal", "max_wal_senders": "0"}
 """Settings of a server whose files need not outlive the machine; those that a crash of PostgreSQL needs stay."""
@@ -73,6 +81,7 @@ class PostgresServer:
         self.port = free_ports(1)[0]
         self._data = folder / "data"
         self._log = folder / "log"
+        self._process: GuardedProcess | None = None
         self._user = system_user()
         options = {
             "listen_addresses": "127.0.0.1",
@@ -97,15 +106,37 @@ class PostgresServer:
 
     def start(self) -> None:
         """Start it, and wait until it takes connections."""
-        self._control("start", "--wait", f"--timeout={_SECONDS}", f"--log={self._log}")
+        command = [program("postgres"), "-D", str(self._data)]
+        self._process = GuardedProcess(command, signal.SIGQUIT, self._log, _ENVIRONMENT, user=self._user or "")
+        wait_until(self._is_ready, self._last_lines)
+
+    def _is_ready(self) -> bool:
+        """Return whether it takes connections: whether the last line of its file says so, as `pg_ctl` looks at it."""
+        assert self._process is not None
+        assert self._process.is_running, self._last_lines()
+        try:
+            lines = (self._data / "postmaster.pid").read_text().splitlines()
+        except FileNotFoundError:
+            return False
+        return len(lines) > _STATUS_LINE and lines[_STATUS_LINE].strip() == "ready"
+
+    def _last_lines(self) -> str:
+        return "\n".join(self._log.read_text("utf-8", "replace").splitlines()[-10:])
 
     def stop(self) -> None:
         """End it in order; connections are broken off."""
-        self._control("stop", "--mode=fast", "--wait", f"--timeout={_SECONDS}")
+        self._stop("fast")
 
     def crash(self) -> None:
         """End it without a checkpoint, as a crash does: it recovers at the next start, and empties unlogged tables."""
-        self._control("stop", "--mode=immediate", "--wait", f"--timeout={_SECONDS}")
+        self._stop("immediate")
+
+    def _stop(self, mode: str) -> None:
+        arguments = (f"--pgdata={self._data}", "--silent", f"--mode={mode}", "--wait", f"--timeout={_SECONDS}")
+        self._run("pg_ctl", "stop", *arguments)
+        process, self._process = self._process, None
+        if process is not None:
+            process.wait()
 
     def restart(self) -> None:
         """End it in order, and start it again."""
@@ -127,9 +158,6 @@ class PostgresServer:
         """Whether it runs."""
         return (self._data / "postmaster.pid").exists()
 
-    def _control(self, *arguments: str) -> None:
-        self._run("pg_ctl", f"--pgdata={self._data}", "--silent", *arguments)
-
     def _run(self, name: str, *arguments: str) -> None:
         subprocess.run(
             [program(name), *arguments],
@@ -137,7 +165,7 @@ class PostgresServer:
             group=None if self._user is None else pwd.getpwnam(self._user).pw_gid,
             extra_groups=None if self._user is None else [],
             cwd="/",
-            env={"PATH": os.environ.get("PATH", ""), "LC_ALL": "C"},
+            env=_ENVIRONMENT,
             check=True,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,

@@ -113,6 +113,56 @@ class ServerProcess:
         return self._process.poll() is None
 
 
+class GuardedProcess:
+    """A program that ends with this process at the latest, in whichever way this one ends.
+
+    Args:
+        command: The program, by its path, and its arguments.
+        end: The signal that ends it at once.
+        log: The file for its output.
+        environment: Its environment.
+        user: The user that runs it; empty for the present one.
+        before: The prefix of the command that runs it.
+    """
+
+    def __init__(
+        self,
+        command: Sequence[str],
+        end: signal.Signals,
+        log: Path,
+        environment: dict[str, str],
+        *,
+        user: str = "",
+        before: Sequence[str] = (),
+    ) -> None:
+        guarded = [*before, sys.executable, "-I", "-S", GUARDIAN, str(int(end)), user, *command]
+        with log.open("ab") as output:
+            self._process = subprocess.Popen(
+                guarded, stdin=subprocess.PIPE, stdout=output, stderr=subprocess.STDOUT, env=environment, cwd="/"
+            )
+
+    @property
+    def is_running(self) -> bool:
+        return self._process.poll() is None
+
+    def end(self) -> None:
+        """End it at once, and wait for that."""
+        assert self._process.stdin
+        self._process.stdin.close()
+        self._process.wait(PATIENCE_SECONDS)
+
+    def stop(self) -> None:
+        """Let it stop by SIGTERM, and wait for that."""
+        self._process.terminate()
+        self.wait()
+
+    def wait(self) -> None:
+        """Wait until it has ended."""
+        self._process.wait(PATIENCE_SECONDS)
+        self.end()
+
+
+GUARDIAN = os.path.join(os.path.dirname(__file__), "guardian.py")
 WITHOUT_RICH = os.path.join(os.path.dirname(__file__), "without_rich")
 
 

@@ -1,10 +1,15 @@
 """`cogment archive share`, and tokens of a shared catalog, on the command line."""
 
+import asyncio
+import json
+import tarfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from cogment_model_registry import ModelRegistry, RetentionRule, TransientShare, errors
+from tests.postgres import execute
 from tests.processes import ServerProcess, run_cogment, server_process
 from tests.several import endpoint, several_processes
 from tests.waiting import wait_until
@@ -74,6 +79,84 @@ def test_an_archive_of_one_server_becomes_one_of_several_with_all_that_people_sa
         pass
 
 
+def test_one_server_takes_over_what_several_shared_with_all_that_people_said(tmp_path: Path, database: str) -> None:
+    archive, back = f"file://{tmp_path / 'archive'}", tmp_path / "back"
+    arguments = ("archive", "copy", archive, str(back), f"--from_catalog_url={database}")
+    create = ("token", "create", "--name=trainer", "--scope=store", f"--catalog_url={database}")
+    with several_processes(database, tmp_path / "archive") as processes:
+        fill(processes[0])
+        assert run_cogment(*create).returncode == 0
+        first = run_cogment(*arguments)  # the servers may be running
+        assert (first.returncode, first.stderr) == (0, "")
+        assert first.stdout == "2 models: 2 versions copied (11 B), 0 unchanged, with a catalog: 0 problems\n"
+        with ModelRegistry(endpoint(processes[1])) as registry:
+            registry.store("été", b"fourth", tags={"a": "b"}, alias="best")
+            registry.update_version("été", 1, tags={"run": None, "new": "tag"})
+            registry.remove_alias("été", "production")
+            before = registry.find_versions("été"), registry.describe_model("été"), registry.aliases("été")
+    again = run_cogment(*arguments)
+    assert again.stdout == "2 models: 1 version copied (6 B), 2 unchanged, with a catalog: 0 problems\n"
+    with server_process(back) as process, ModelRegistry(endpoint(process)) as registry:
+        assert (registry.find_versions("été"), registry.describe_model("été"), registry.aliases("été")) == before
+        assert registry.retrieve("été", "best") == b"fourth"
+        assert registry.store("été", b"next").number == 5
+        assert registry.publish("other", b"next").number == 6  # 5 transient ones ended with the servers
+        listed = run_cogment("token", "list", f"--archive_dir={back}")
+        assert [line.split()[0] for line in listed.stdout.splitlines()[1:]] == ["trainer"]
+    ended = run_cogment("archive", "verify", str(back))
+    assert ended.returncode == 0, ended.stdout
+
+
+def without_mark(path: Path) -> dict[str, Any]:
+    """Return what is in an export, but the number up to which none is given again: one server reserves many at once."""
+    found: dict[str, Any] = {}
+    with tarfile.open(path) as file:
+        for member in file:
+            content = file.extractfile(member)
+            assert content is not None
+            found[member.name] = content.read()
+    del found["été/.high_water_mark"]
+    manifest = json.loads(str(found["été/.manifest.json"], "utf-8"))
+    assert manifest["annotations"]["aliases"]
+    found["été/.manifest.json"] = {**manifest, "high_water_mark": 0, "manifest_hash": ""}
+    return found
+
+
+def test_an_export_of_a_shared_archive_is_that_of_an_archive_of_one_server(tmp_path: Path, database: str) -> None:
+    archive = f"file://{tmp_path / 'archive'}"
+    one, shared, bare = tmp_path / "one.tar", tmp_path / "shared.tar", tmp_path / "bare.tar"
+    catalog, flag = single(tmp_path)
+    with server_process(catalog, flag) as process:
+        fill(process)
+        export = ("archive", "export", archive, "été")
+        assert run_cogment(*export, f"--output={one}", f"--catalog_dir={catalog}").returncode == 0
+        process.stop()
+    assert share(tmp_path, database)[0] == 0
+    ended = run_cogment(*export, f"--output={shared}", f"--catalog_url={database}")
+    assert (ended.returncode, ended.stderr) == (0, "exported 2 versions: 11 B\n")
+    assert without_mark(shared) == without_mark(one)
+    ended = run_cogment(*export, f"--output={bare}", f"--catalog_dir={tmp_path / 'none'}")
+    assert "share a catalog in PostgreSQL: give its address as catalog_url" in ended.stderr
+    ended = run_cogment(
+        "archive", "export", archive, "none", f"--output={bare}", f"--catalog_url={database}", "--force"
+    )
+    assert (ended.returncode, ended.stderr) == (3, 'error: model "none" does not exist\n')
+
+
+def test_a_copy_of_a_shared_archive_has_what_the_catalog_has_and_nothing_else(tmp_path: Path, database: str) -> None:
+    archive, back = f"file://{tmp_path / 'archive'}", tmp_path / "back"
+    with several_processes(database, tmp_path / "archive") as processes, ModelRegistry(endpoint(processes[0])) as one:
+        one.store("m", b"first", alias="best")
+        one.store("m", b"second")
+    # What a publish left that ended between the record and the row.
+    asyncio.run(execute(database, "DELETE FROM cogment_model_registry.versions WHERE number = 2"))
+    ended = run_cogment("archive", "copy", archive, str(back), f"--from_catalog_url={database}")
+    assert ended.stdout == "1 model: 1 version copied (5 B), 0 unchanged, with a catalog: 0 problems\n", ended.stderr
+    with server_process(back) as process, ModelRegistry(endpoint(process)) as registry:
+        assert [version.number for version in registry.list_versions("m")] == [1]
+        assert registry.retrieve("m", "best") == b"first"
+
+
 def test_servers_refuse_an_archive_that_their_catalog_does_not_know(tmp_path: Path, database: str) -> None:
     catalog, flag = single(tmp_path)
     with server_process(catalog, flag) as process:
@@ -85,12 +168,16 @@ def test_servers_refuse_an_archive_that_their_catalog_does_not_know(tmp_path: Pa
 
 
 def test_bad_arguments_are_explained(tmp_path: Path, database: str) -> None:
+    url, folder, to = f"--from_catalog_url={database}", f"--from_catalog_dir={tmp_path}", str(tmp_path / "to")
     for arguments, message in (
-        ((str(tmp_path), database), "give its address"),
-        (("file:///a/b", "mysql://a/b"), "it must be postgresql://"),
-        (("file:///a/b", "postgresql://user:secret@a/b"), "without a password"),
+        (("share", str(tmp_path), database), "give its address"),
+        (("share", "file:///a/b", "mysql://a/b"), "it must be postgresql://"),
+        (("share", "file:///a/b", "postgresql://user:secret@a/b"), "without a password"),
+        (("copy", str(tmp_path), to, url), "--from_catalog_url is for an address"),
+        (("copy", "file:///a/b", to, url, folder), "an archive has one catalog"),
+        (("copy", "file:///a/b", to, "--from_catalog_url=mysql://user:secret@a/b"), "it must be postgresql://"),
     ):
-        ended = run_cogment("archive", "share", *arguments)
+        ended = run_cogment("archive", *arguments)
         assert ended.returncode == 2
         assert message in ended.stderr
         assert "secret" not in ended.stderr

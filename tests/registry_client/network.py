@@ -187,6 +187,23 @@ class Switch(Relay):
     def __init__(self, target: int) -> None:
         super().__init__(target)
         self._is_off = self._is_stalled = False
+        self._act: Callable[[], None] | None = None
+        self._act_after_bytes = 0
+        self._act_upwards = False
+
+    def after(self, size_bytes: int, act: Callable[[], None], *, upwards: bool = False) -> None:
+        """Do something once, when so many further bytes were passed on in one direction: then no more are."""
+        self._act, self._act_upwards = act, upwards
+        self._act_after_bytes = size_bytes + self._passed_bytes()
+
+    def _passed_bytes(self) -> int:
+        return self.sent_bytes if self._act_upwards else self.replied_bytes
+
+    def _act_if_due(self) -> None:
+        act = self._act
+        if act is not None and self._passed_bytes() > self._act_after_bytes:
+            self._act = None
+            act()
 
     def switch_off(self) -> None:
         """Cut all connections, and each later one."""
@@ -217,6 +234,7 @@ class Switch(Relay):
                 target.write(data)
                 await target.drain()
                 self.count(len(data), upwards=upwards)
+                self._act_if_due()
 
 
 class Cutting(Relay):

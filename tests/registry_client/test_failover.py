@@ -95,10 +95,8 @@ async def test_calls_go_on_over_and_over(pair: Pair) -> None:
 
 async def test_an_upload_goes_on_and_makes_one_version(pair: Pair) -> None:
     registry, home = pair.registry, pair.home
-    uploading = asyncio.ensure_future(registry.publish("policy", DATA))
-    await until(lambda: home.sent_bytes > 4 * MIB)
-    home.switch_off()
-    version = await uploading
+    home.after(4 * MIB, home.switch_off, upwards=True)
+    version = await registry.publish("policy", DATA)
     assert pair.home is not home
     assert await registry.retrieve("policy") == DATA
     assert [each.number for each in await registry.list_versions("policy")] == [version.number] == [1]
@@ -121,10 +119,9 @@ async def test_an_upload_whose_reply_was_lost_is_not_made_twice(pair: Pair) -> N
 async def test_a_file_that_is_uploaded_is_read_again(pair: Pair, tmp_path: Path) -> None:
     (tmp_path / "data").write_bytes(DATA)
     registry, home = pair.registry, pair.home
-    uploading = asyncio.ensure_future(registry.store("policy", str(tmp_path / "data")))
-    await until(lambda: home.sent_bytes > 4 * MIB)
-    home.switch_off()
-    await uploading
+    home.after(4 * MIB, home.switch_off, upwards=True)
+    await registry.store("policy", str(tmp_path / "data"))
+    assert pair.home is not home
     assert await registry.retrieve("policy") == DATA
 
 
@@ -132,10 +129,9 @@ async def test_a_retrieval_goes_on_where_it_broke(pair: Pair) -> None:
     registry = pair.registry
     await registry.store("policy", DATA)
     home, other = pair.home, pair.other
-    retrieving = asyncio.ensure_future(registry.retrieve("policy"))
-    await until(lambda: home.replied_bytes > 4 * MIB)
-    home.switch_off()
-    assert await retrieving == DATA
+    home.after(4 * MIB, home.switch_off)
+    assert await registry.retrieve("policy") == DATA
+    assert pair.home is other
     assert other.replied_bytes < len(DATA)
 
 
@@ -146,10 +142,8 @@ async def test_a_download_in_parts_goes_on(pair: Pair, tmp_path: Path, monkeypat
     registry = pair.registry
     await registry.store("policy", DATA)
     home = pair.home
-    downloading = asyncio.ensure_future(registry.download("policy", tmp_path / "copy", resume=True))
-    await until(lambda: home.replied_bytes > 4 * MIB)
-    home.switch_off()
-    await downloading
+    home.after(4 * MIB, home.switch_off)
+    await registry.download("policy", tmp_path / "copy", resume=True)
     assert (tmp_path / "copy").read_bytes() == DATA
     assert pair.home is not home
 
@@ -202,11 +196,9 @@ async def test_an_upload_to_a_frozen_server_goes_on(pair: Pair, stage: str) -> N
     registry, frozen = pair.registry, pair.home
     if stage == "before":
         frozen.stall()
-    uploading = asyncio.ensure_future(registry.publish("policy", DATA, timeout=3600))
-    if stage == "within":
-        await until(lambda: frozen.sent_bytes > 4 * MIB)
-        frozen.stall()
-    await uploading
+    else:
+        frozen.after(4 * MIB, frozen.stall, upwards=True)
+    await registry.publish("policy", DATA, timeout=3600)
     assert pair.home is not frozen
     assert [each.number for each in await registry.list_versions("policy")] == [1]
 
@@ -214,11 +206,8 @@ async def test_an_upload_to_a_frozen_server_goes_on(pair: Pair, stage: str) -> N
 async def test_a_retrieval_from_a_frozen_server_goes_on(pair: Pair) -> None:
     registry, frozen = pair.registry, pair.home
     await registry.store("policy", DATA)
-    before = frozen.replied_bytes
-    retrieving = asyncio.ensure_future(registry.retrieve("policy", timeout=3600))
-    await until(lambda: frozen.replied_bytes > before + 4 * MIB)
-    frozen.stall()
-    assert await retrieving == DATA
+    frozen.after(4 * MIB, frozen.stall)
+    assert await registry.retrieve("policy", timeout=3600) == DATA
     assert pair.home is not frozen
 
 

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 
 import obstore
@@ -11,6 +11,7 @@ import pytest
 from obstore.store import MemoryStore, ObjectStore
 
 from cogment_model_registry.errors import DataLossError, NotFoundError, StartError, UnavailableError
+from cogment_model_registry.records.payload import PayloadHash
 from cogment_model_registry.records.sizes import MIB
 from cogment_model_registry.records.versions import ModelInfo, VersionInfo
 from cogment_model_registry.registry.contracts import Upload
@@ -18,12 +19,14 @@ from cogment_model_registry.storage.bucket import layout
 from cogment_model_registry.storage.bucket.archive import BucketArchive
 from cogment_model_registry.storage.bucket.claim import LEASE_SECONDS, Claim
 from cogment_model_registry.storage.bucket.objects import Objects
+from cogment_model_registry.storage.bucket.opening import open_objects
 from cogment_model_registry.storage.bucket.probe import probe
 from cogment_model_registry.storage.bucket.translation import ObjectExists
+from cogment_model_registry.storage.bucket.uploads import PART_BYTES
 from cogment_model_registry.testing.archive import remove
 from cogment_model_registry.testing.bytes import describe, keep, read, read_chunks
 from tests.object_proxy import Mode, object_proxy
-from tests.object_store import S3Server, store_at
+from tests.object_store import BUCKET, S3Server, store_at
 from tests.storage.faulty_objects import FaultyObjects, gone, is_record, names_below, once
 from tests.waiting import eventually, until
 
@@ -214,6 +217,58 @@ async def test_damage_is_told_from_a_store_that_fails() -> None:
             await archive.read_version_infos("m", [2])
 
 
+async def test_bytes_that_matched_their_hash_are_hashed_again_only_after_a_change(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    objects = FaultyObjects(MemoryStore())
+    data = bytes(PART_BYTES) + b"the second part"
+    info = describe("m", 1, data, True)
+    async with opened(objects) as archive:
+        await keep(archive, info, data)
+        assert await read(archive, info) == data
+        first, _ = await objects.all_names(layout.DATA)
+        hashed = list[int]()
+        start_hash = archive._home.start_hash
+
+        def count_hashed(digest: PayloadHash, parts: Sequence[bytes | memoryview]) -> "asyncio.Future[None]":
+            hashed.extend(map(len, parts))
+            return start_hash(digest, parts)
+
+        monkeypatch.setattr(archive._home, "start_hash", count_hashed)
+        assert await read(archive, info) == data
+        assert hashed == []
+        await objects.put(first, b"wrong" + data[5:PART_BYTES])
+        for _ in range(2):
+            with pytest.raises(DataLossError):
+                await read(archive, info)
+        await objects.put(first, data[:PART_BYTES])
+        hashed.clear()
+        assert await read(archive, info) == data
+        assert sum(hashed) == len(data)
+
+
+async def test_an_object_that_is_replaced_while_it_is_read_ends_the_retrieval() -> None:
+    objects = FaultyObjects(MemoryStore())
+    data = bytes(PART_BYTES)
+    info = describe("m", 1, data, True)
+    async with opened(objects) as archive:
+        await keep(archive, info, data)
+        assert await read(archive, info) == data
+        [name] = await objects.all_names(layout.DATA)
+        archive._home._ahead_bytes = 0  # so that little is read ahead
+        async with (
+            await archive.open_version(info) as reader,
+            aclosing(reader.chunks(100_000, 200_000)) as chunks,
+        ):
+            await anext(chunks)
+            await objects.put(name, b"wrong" + data[5:])
+            with pytest.raises(UnavailableError):
+                async for _ in chunks:
+                    pass
+        with pytest.raises(DataLossError):
+            await read(archive, info)
+
+
 async def test_what_is_gone_does_not_keep_the_rest_from_being_deleted(monkeypatch: pytest.MonkeyPatch) -> None:
     delete = obstore.delete_async
 
@@ -342,6 +397,22 @@ async def test_of_servers_that_start_at_once_one_owns_the_archive() -> None:
     await claims[0].release()
 
 
+async def test_a_small_request_is_tried_again_before_a_large_one_would_be(
+    object_store: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in object_store.environment.items():
+        monkeypatch.setenv(name, value)
+    async with object_proxy(object_store.port) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
+        objects = open_objects(f"s3://{BUCKET}/{tmp_path.name}", small_seconds=0.5)
+        await objects.put("name", b"data")
+        await proxy.set_mode(Mode.STALL)
+        reading = asyncio.create_task(objects.get("name"))
+        await until(lambda: proxy.requests > 1)
+        await proxy.set_mode(Mode.PASS)
+        assert await reading == b"data"
+
+
 @pytest.mark.parametrize("mode", [Mode.REFUSE, Mode.BUSY, Mode.STALL, Mode.LOSE_REPLIES, Mode.CUT])
 async def test_a_store_over_a_broken_network_is_never_torn(object_store: S3Server, tmp_path: Path, mode: Mode) -> None:
     prefix = str(tmp_path).strip("/")
@@ -360,7 +431,7 @@ async def test_a_store_over_a_broken_network_is_never_torn(object_store: S3Serve
         async with await archive.open_upload("m", len(large)) as upload:
             await upload.write(memoryview(large)[: 10 * MIB])
             await proxy.set_mode(mode)
-            objects._store = hasty
+            objects._store = objects._small = hasty
             with pytest.raises(UnavailableError):
                 await end(upload, memoryview(large)[10 * MIB :], info)
         if mode is not Mode.CUT:  # which lets small requests through
@@ -370,7 +441,7 @@ async def test_a_store_over_a_broken_network_is_never_torn(object_store: S3Serve
                 await read(archive, kept)
             await until(lambda: archive.failure)
         await proxy.set_mode(Mode.PASS)
-        objects._store = patient
+        objects._store = objects._small = patient
         await until(lambda: not archive.failure)
         assert await read(archive, kept) == large
         assert await archive.read_version_infos("m", [1, 2]) == [kept, None]

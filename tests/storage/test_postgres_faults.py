@@ -231,16 +231,24 @@ async def test_a_frozen_server_loses_its_lock_and_its_change(database: str, monk
 async def test_a_change_that_waits_for_an_archive_keeps_its_lock(
     database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(connections.SETTINGS, "idle_in_transaction_session_timeout", "2s")
     monkeypatch.setattr(changes, "_KEEPALIVE_SECONDS", 0.1)
     kept: list[str] = []
     async with opened(database) as a:
         monkeypatch.setattr(a._core.changes, "_observe", lambda name, _seconds: kept.append(name))
         await write_model(a, "m")
         async with a.publishing(await a.find("m"), archived=True) as slot:
-            await until(lambda: kept.count("keepalive") >= 40)  # longer than the time after which it would be lost
+            [before] = await eventually(lambda: execute(database, _IDLE))
+            await until(lambda: kept.count("keepalive") >= 3)
+            # So long as it is never idle for the time after which PostgreSQL ends the transaction, it has the lock.
+            await eventually(lambda: execute(database, f"{_IDLE} AND state_change > $1", before["state_change"]))
             slot.show(describe("m", slot.number, b"data", True))
         assert await numbers(a) == [1]
+
+
+_IDLE = """
+SELECT state_change FROM pg_stat_activity
+WHERE state = 'idle in transaction' AND datname = current_database() AND pid <> pg_backend_pid()
+"""
 
 
 # Starts.
@@ -306,5 +314,9 @@ async def test_a_connection_is_broken_off_when_the_other_side_is_silent(empty_da
         silent_ms = used.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT)
         assert 0 < silent_ms < 5_000
         assert used.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+        # At the other end too: it holds the locks.
+        assert await connection.fetchval("SHOW tcp_user_timeout") == str(silent_ms)
+        for name in ("idle", "interval"):
+            assert await connection.fetchval(f"SHOW tcp_keepalives_{name}") == "1"
     finally:
         await connection.close()

@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
 from dataclasses import replace
+from functools import partial
 
 import pytest
 
@@ -31,6 +32,10 @@ async def recreate(server: Server, data: bytes = b"other") -> VersionInfo:
 async def numbers_of(server: Server) -> Sequence[int]:
     """Return the numbers of versions of the model ``m``."""
     return next(each.version_numbers for each in await server.archive.scan() if each.info.model_id == "m")
+
+
+async def locked() -> None:
+    """Say that nobody else changes the model."""
 
 
 async def test_what_one_server_commits_the_other_reads_at_once(pair: tuple[Server, Server]) -> None:
@@ -150,7 +155,7 @@ async def test_a_version_that_was_undone_cannot_appear_later(pair: tuple[Server,
     with pytest.raises(UnavailableError):
         await keep(first.archive, describe("m", 1, b"data", True), b"data")
     first.vanish()
-    await second.archive.remove_leftover("m", 1)
+    await second.archive.remove_leftover("m", 1, locked)
     first.objects.recover()
     assert await first.objects.deliver() >= 1
     assert await second.archive.read_version_infos("m", [1]) == [None]
@@ -170,9 +175,9 @@ async def test_undoing_a_version_whose_record_is_there_removes_all_of_it_for_goo
     record = await second.objects.get(name)
     second.objects.refused = once(lambda operation, name: operation == "delete" and name.startswith(layout.DATA))
     with pytest.raises(UnavailableError):
-        await second.archive.remove_leftover("m", 1)
+        await second.archive.remove_leftover("m", 1, locked)
     for _ in range(2):
-        await second.archive.remove_leftover("m", 1)
+        await second.archive.remove_leftover("m", 1, locked)
         assert await gone(second.objects, layout.DATA)
     assert await second.archive.read_version_infos("m", [1]) == [None]
     with pytest.raises(NotFoundError):
@@ -184,7 +189,106 @@ async def test_undoing_a_version_whose_record_is_there_removes_all_of_it_for_goo
     first.objects.recover()
     assert await first.objects.deliver() == 1
     assert list(await numbers_of(second)) == []
-    await second.archive.remove_leftover("other", 1)
+    await second.archive.remove_leftover("other", 1, locked)
+
+
+def replaces_record(operation: str, name: str) -> bool:
+    return operation == "replace" and name.startswith(layout.VERSIONS)
+
+
+async def fail_to_keep(server: Server, info: VersionInfo, data: bytes) -> None:
+    """Upload a version whose record does not reach the store, which makes its number void."""
+    server.objects.refused = once(is_record)
+    with pytest.raises(UnavailableError):
+        await keep(server.archive, info, data)
+    server.objects.recover()
+
+
+async def check_kept(pair: tuple[Server, Server], info: VersionInfo, data: bytes) -> None:
+    """Check that both servers have a version whatever is late, and that nothing is left of other attempts."""
+    for server in pair:
+        await server.objects.deliver()
+    for server in pair:
+        await eventually(partial(_has, server, info))
+        assert await read(server.archive, info) == data
+        assert list(await numbers_of(server)) == [info.number]
+        await eventually(partial(_has_one, server, layout.DATA))
+
+
+async def _has(server: Server, info: VersionInfo) -> bool:
+    return await server.archive.read_version_infos(info.model_id, [info.number]) == [info]
+
+
+async def _has_one(server: Server, prefix: str) -> bool:
+    return len(await names_below(server.objects, prefix)) == 1
+
+
+async def test_a_version_whose_promotion_failed_can_be_promoted_later(pair: tuple[Server, Server]) -> None:
+    first, second = pair
+    info = describe("m", 1, b"data", True)
+    await fail_to_keep(first, info, b"data")
+    await second.archive.remove_leftover("m", 1, locked)
+    await keep(second.archive, info, b"data")
+    await check_kept(pair, info, b"data")
+
+
+async def test_what_is_late_of_a_promotion_changes_nothing_of_the_next_one(pair: tuple[Server, Server]) -> None:
+    first, second = pair
+    info = describe("m", 1, b"data", True)
+    await fail_to_keep(first, info, b"data")
+    first.objects.refused = once(replaces_record)
+    with pytest.raises(UnavailableError):
+        await keep(first.archive, info, b"data")
+    first.objects.recover()
+    await keep(second.archive, info, b"data")
+    assert await first.objects.deliver() == 2
+    await check_kept(pair, info, b"data")
+
+
+async def test_a_late_undoing_does_not_undo_the_next_promotion(pair: tuple[Server, Server]) -> None:
+    first, second = pair
+    info = describe("m", 1, b"data", True)
+    await fail_to_keep(first, info, b"data")
+    second.objects.refused = once(replaces_record)
+    with pytest.raises(UnavailableError):
+        await second.archive.remove_leftover("m", 1, locked)
+    second.objects.recover()
+    await keep(first.archive, info, b"data")
+    assert await second.objects.deliver() == 1
+    await check_kept(pair, info, b"data")
+
+
+async def test_an_undoing_that_lost_the_lock_changes_nothing(pair: tuple[Server, Server]) -> None:
+    first, second = pair
+    info = describe("m", 1, b"data", True)
+    await fail_to_keep(first, info, b"data")
+
+    async def lose() -> None:
+        raise UnavailableError("the test took the lock")
+
+    async def be_late() -> None:
+        await keep(second.archive, info, b"data")
+
+    for check in (lose, be_late):
+        with pytest.raises(UnavailableError):
+            await first.archive.remove_leftover("m", 1, check)
+    await check_kept(pair, info, b"data")
+
+
+@pytest.mark.parametrize("is_there", [False, True])
+async def test_an_attempt_in_doubt_does_not_undo_the_next_promotion(
+    pair: tuple[Server, Server], is_there: bool
+) -> None:
+    first, second = pair
+    info = describe("m", 1, b"data", True)
+    first.objects.fail_from(is_record, is_there=is_there)
+    with pytest.raises(UnavailableError):
+        await keep(first.archive, info, b"data")
+    if is_there:
+        await second.archive.remove_leftover("m", 1, locked)
+    await keep(second.archive, info, b"data")
+    first.objects.recover()
+    await check_kept(pair, info, b"data")
 
 
 async def test_late_writes_of_models_change_nothing(pair: tuple[Server, Server]) -> None:
@@ -256,7 +360,7 @@ async def test_a_server_whose_lease_is_gone_writes_nothing(pair: tuple[Server, S
             first.archive.begin_removal("m"),
             first.archive.finish_removal("m"),
             first.archive.remove_version(info),
-            first.archive.remove_leftover("m", 1),
+            first.archive.remove_leftover("m", 1, locked),
             first.archive.open_upload("m", 1),
             first.archive.open_copy(info),
             upload.commit(describe("m", 2, b"", True)),

@@ -376,6 +376,40 @@ async def test_a_store_that_was_broken_off_stays_pending_until_it_is_resolved(tw
     assert (await publish_annotated(b, archived=True)).number == 2
 
 
+async def test_a_promotion_that_was_broken_off_does_not_undo_a_later_one(two: Two) -> None:
+    a, b = two
+    ref = await a.find("m")
+    info = await publish(a, "m")
+    await abandon(a, a.promoting(ref, info.number))
+    [pending] = await a.leases.unresolved()
+    assert (pending.kind, pending.number) == ("promote", info.number)
+    async with b.promoting(ref, info.number) as promotion:
+        await promotion.annotate(replace(info, archived=True))
+        promotion.show(replace(info, archived=True))
+    async with a.leases.resolving(pending) as resolution:
+        assert resolution is None
+    assert await a.leases.unresolved() == []
+    assert [each.archived for each in await a.list_versions("m", 0, 10)] == [True]
+
+
+async def test_a_resolution_notices_that_its_lock_is_lost(two: Two) -> None:
+    a, _ = two
+    ref = await a.find("m")
+    await abandon(a, a.publishing(ref, archived=True))
+    [pending] = await a.leases.unresolved()
+
+    async def resolve() -> None:
+        async with a.leases.resolving(pending) as resolution:
+            assert resolution is not None
+            await resolution.check()
+            await execute(a._connections._url, _TERMINATE)
+            await resolution.check()
+
+    with pytest.raises(UnavailableError):
+        await resolve()
+    assert await a.leases.unresolved() == [pending]
+
+
 @pytest.mark.parametrize("is_finished", [False, True])
 async def test_a_removal_that_was_broken_off_is_finished_or_void(two: Two, is_finished: bool) -> None:
     a, b = two

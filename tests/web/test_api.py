@@ -70,7 +70,8 @@ def test_models_are_created_changed_found_and_deleted(http: Http, registry: Mode
     assert len(described(http.get("/api/v1/models"), "ModelPage")["models"]) == 2
     found = described(http.get("/api/v1/models?filter=tags.team%3Drobots"), "ModelPage")
     assert [each["model_id"] for each in found["models"]] == ["policy"]
-    ids, token = [], ""
+    ids: list[str] = []
+    token = ""
     while token or not ids:
         page = described(http.get(f"/api/v1/models?page_size=1&page_token={token}"), "ModelPage")
         token = page["next_page_token"]
@@ -219,8 +220,14 @@ def test_malformed_requests_are_problems(
 
 def test_every_error_has_a_status() -> None:
     """The table is complete: only what is nobody's fault but the server's is an internal error."""
-    kinds = {kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, Exception)}
-    internal = {errors.ModelRegistryError, errors.DataLossError, errors.SignatureError, errors.WrongServerError}
+    root = errors.ModelRegistryError
+    kinds = {kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, root)}
+    internal: set[type[errors.ModelRegistryError]] = {
+        root,
+        errors.DataLossError,
+        errors.SignatureError,
+        errors.WrongServerError,
+    }
     internal |= {errors.StartError}
     for kind in kinds:
         error = kind.__new__(kind)
@@ -236,7 +243,7 @@ def test_the_openapi_document_has_every_route_and_nothing_else(http: Http, tmp_p
         (route.path, method)
         for route in app.routes
         if isinstance(route, Route) and route.path.startswith("/api/v1/") and route.path != "/api/v1/openapi.json"
-        for method in (route.methods or ()) - {"HEAD"}
+        for method in (route.methods or set()) - {"HEAD"}
     }
     operations = {(path, method.upper()) for path, methods in shown["paths"].items() for method in methods}
     assert operations == routes

@@ -2,14 +2,13 @@
 
 import http.client
 import json
+import signal
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
-
-import psutil
 
 from cogment_model_registry import ModelRegistry
 from tests.waiting import PATIENCE_SECONDS, wait_until
@@ -117,7 +116,7 @@ def test_a_stream_ends_with_an_event_when_the_server_stops(tmp_path: Path) -> No
     with http_server(tmp_path / "archive") as server:
         with events(server.http, "/api/v1/events") as stream:
             stream.until("caught_up")
-            server.process.signal(psutil.signal.SIGTERM)
+            server.process.signal(signal.SIGTERM)
             assert stream.until("error")[-1][2]["status"] == HTTPStatus.SERVICE_UNAVAILABLE
         assert server.process.wait() == 0
 

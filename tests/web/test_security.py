@@ -1,17 +1,25 @@
 """What every request passes: hosts, origins, tokens, sessions, headers and bounds."""
 
 import contextlib
+import http.client
 import socket
+import stat
 import time
 from http import HTTPStatus
 from pathlib import Path
+from typing import Any
 
+import grpc
+import grpc.aio
+import psutil
 import pytest
 
+from cogment_model_registry.client.calls import method_path
 from cogment_model_registry.web.login import local_path
 from cogment_model_registry.web.security import is_own_host
 from cogment_model_registry.web.serving import HEAD_SECONDS
 from cogment_model_registry.web.sessions import IDLE_SECONDS, LONGEST_SECONDS, Sessions
+from cogment_model_registry.wire import forwarding, messages
 from tests.processes import run_cogment
 from tests.waiting import PATIENCE_SECONDS
 from tests.web.http import Http, HttpServer, http_server
@@ -81,7 +89,7 @@ def test_a_token_is_passed_through_and_a_wrong_one_is_refused(tmp_path: Path) ->
         secret = _token(archive, "reader", "read")
         assert server.http.get("/api/v1/models").status == HTTPStatus.UNAUTHORIZED
         assert server.http.get("/api/v1/models").headers["www-authenticate"].startswith("Bearer")
-        assert server.http.with_token(secret).get("/api/v1/models").document == {"models": []}
+        assert server.http.with_token(secret).get("/api/v1/models").document["models"] == []
         assert server.http.with_token("x" * 43).get("/api/v1/models").status == HTTPStatus.UNAUTHORIZED
         assert server.http.get("/api/v1/models", {"Authorization": "Basic eA=="}).status == HTTPStatus.UNAUTHORIZED
         assert server.http.get("/api/v1/models", {"Authorization": "Bearer a b"}).status == HTTPStatus.UNAUTHORIZED
@@ -208,3 +216,59 @@ def test_static_files_are_kept_by_their_hash_and_nothing_else_is_served(http: Ht
         "/static//etc/passwd",
     ):
         assert http.get(path).status == HTTPStatus.NOT_FOUND
+
+
+def _address_elsewhere() -> str:
+    """Return an address of this machine that others could have: calls to it come from it."""
+    addresses = [
+        each.address
+        for interface in psutil.net_if_addrs().values()
+        for each in interface
+        if each.family == socket.AF_INET and not each.address.startswith("127.")
+    ]
+    if not addresses:
+        pytest.skip("this machine has no other interface than the loopback one")
+    return addresses[0]
+
+
+def test_callers_from_elsewhere_have_the_rights_of_callers_from_elsewhere(tmp_path: Path) -> None:
+    host = _address_elsewhere()
+    with http_server(tmp_path / "archive", "--http_host=*") as server:
+        assert server.http.ask("PUT", "/api/v1/models/policy").status == HTTPStatus.OK
+        connection = http.client.HTTPConnection(host, server.http.port, timeout=PATIENCE_SECONDS)
+        forged = {
+            "Cogment-Forwarded-Peer": "ipv4:127.0.0.1:1",
+            "X-Forwarded-For": "127.0.0.1",
+            "Forwarded": "for=[::1]",
+        }
+        for method, path, status in (
+            ("GET", "/api/v1/models", HTTPStatus.OK),
+            ("DELETE", "/api/v1/models/policy", HTTPStatus.FORBIDDEN),
+            ("PUT", "/api/v1/models/policy/versions", HTTPStatus.FORBIDDEN),
+        ):
+            connection.request(method, path, headers=forged)
+            response = connection.getresponse()
+            response.read()
+            assert response.status == status, (method, path)
+        connection.close()
+        server.process.wait_for_line(rf"DeleteModel PERMISSION_DENIED .*peer=ipv4:{host}:")
+
+
+async def test_nobody_can_claim_to_call_for_somebody_else_over_the_network(tmp_path: Path) -> None:
+    host = _address_elsewhere()
+    with http_server(tmp_path / "archive", f"--host={host}", "--http_host=127.0.0.1") as server:
+        request = messages.DeleteModelRequest(model_id="policy").SerializeToString()
+        async with grpc.aio.insecure_channel(f"{host}:{server.process.port}") as channel:
+            call: Any = channel.unary_unary(method_path("DeleteModel"))
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await call(request, metadata=((forwarding.PEER_KEY, "ipv4:127.0.0.1:1"),), timeout=PATIENCE_SECONDS)
+        assert caught.value.code() is grpc.StatusCode.PERMISSION_DENIED
+
+
+def test_the_socket_of_the_process_is_for_this_user_alone(shared_http: HttpServer, http: Http) -> None:
+    child = psutil.Process(shared_http.process.pid).children()[0]
+    paths = {str(each.laddr) for each in psutil.Process(shared_http.process.pid).net_connections("unix")}
+    (path,) = [each for each in paths if each.endswith(".http")]
+    assert stat.S_IMODE(Path(path).parent.stat().st_mode) == 0o700
+    assert not [word for word in child.cmdline() if path in word]
+    assert http.get("/healthz").status == HTTPStatus.OK

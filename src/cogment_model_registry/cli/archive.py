@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cogment_model_registry.cli import archive_transfer, bucket_archive
-from cogment_model_registry.cli.archive_places import CATALOG_HELP, PLACE, check_catalog_dir, opened, running
+from cogment_model_registry.cli.archive_places import (
+    CATALOG_HELP,
+    PLACE,
+    check_catalog_dir,
+    check_catalog_url,
+    opened,
+    running,
+)
 from cogment_model_registry.cli.groups import Command, Group
 from cogment_model_registry.cli.progress import is_shown, progress_bar
 from cogment_model_registry.cli.running import PathType
@@ -233,21 +240,33 @@ def backup(directory: str, target: str, *, quick: bool) -> int:
 @click.argument("source", metavar="FROM", type=PLACE)
 @click.argument("target", metavar="TO", type=bucket_archive.PlaceType(file_okay=False))
 @click.option("--from_catalog_dir", metavar="PATH", type=PathType(file_okay=False), default="", help=CATALOG_HELP)
+@click.option(
+    "--from_catalog_url",
+    metavar="URL",
+    type=bucket_archive.CatalogUrlType(),
+    help="Address of the catalog in PostgreSQL, if several servers share FROM.",
+)
 @click.option("--to_catalog_dir", metavar="PATH", type=PathType(file_okay=False), default="", help=CATALOG_HELP)
-def copy(source: str, target: str, *, from_catalog_dir: str, to_catalog_dir: str) -> int:
+def copy(source: str, target: str, *, from_catalog_dir: str, from_catalog_url: str | None, to_catalog_dir: str) -> int:
     """Copy the archive FROM to TO: each is a directory, or an address such as s3://bucket/prefix.
 
     A server may use FROM, and none TO. All models and archived versions are copied, checked against their hashes, then
     the aliases, tags, metrics and tokens. What TO has already is not copied again, so an interrupted copy goes on. TO
-    is new, empty, or such a copy: if it has a model or a version that FROM does not have, nothing is copied.
+    is new, empty, or such a copy: if it has a model or a version that FROM does not have, nothing is copied. TO is an
+    archive of one server, also if several servers share FROM.
 
     Exits with 1 if a version is damaged, which is left out, or if TO is no copy of FROM; and with 3 if one of them
     cannot be used or FROM has no model.
     """
     for name, place, catalog in (("from", source, from_catalog_dir), ("to", target, to_catalog_dir)):
         check_catalog_dir(place, catalog, f"{name}_catalog_dir")
+    check_catalog_url(source, from_catalog_url, from_catalog_dir, "from_")
     with running("the copy"), progress_bar("copying", None) as advance:
-        copied, has_catalog = bucket_archive.copy(source, target, from_catalog_dir, to_catalog_dir, advance)
+        if from_catalog_url:
+            copied = bucket_archive.copy_shared(source, from_catalog_url, target, to_catalog_dir, advance)
+            has_catalog = True
+        else:
+            copied, has_catalog = bucket_archive.copy(source, target, from_catalog_dir, to_catalog_dir, advance)
     for error in copied.damaged:
         click.echo(f"problem: {error.message}")
     click.echo(

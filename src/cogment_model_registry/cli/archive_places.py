@@ -32,6 +32,18 @@ def check_catalog_dir(place: str, catalog_dir: str, name: str = "catalog_dir") -
         raise click.UsageError(f"--{name} is for an address: a directory has its catalog")
 
 
+def check_catalog_url(place: str, catalog_url: str | None, catalog_dir: str, prefix: str = "") -> None:
+    """Refuse the address of a shared catalog for a place that cannot have one, and two catalogs for one place.
+
+    Raises:
+        click.UsageError: It has none, or both are given.
+    """
+    if catalog_url and not bucket_archive.is_url(place):
+        raise click.UsageError(f"--{prefix}catalog_url is for an address: several servers share no directory")
+    if catalog_url and catalog_dir:
+        raise click.UsageError(f"give --{prefix}catalog_url or --{prefix}catalog_dir: an archive has one catalog")
+
+
 @contextlib.contextmanager
 def opened(directory: str, *, may_be_unused: bool = False) -> "Iterator[tuple[OwnedFiles, int]]":
     """Return a context manager with an archive directory: file operations, and its descriptor.

@@ -13,6 +13,7 @@ from cogment_model_registry.cli import bucket_archive
 from cogment_model_registry.cli.archive_places import (
     PLACE,
     check_catalog_dir,
+    check_catalog_url,
     opened,
     option_catalog_dir,
     running,
@@ -70,6 +71,12 @@ def _check_model_id(_ctx: click.Context, _parameter: click.Parameter, value: str
     help="Leave out aliases, tags and metrics: older releases can import such a file.",
 )
 @option_catalog_dir
+@click.option(
+    "--catalog_url",
+    metavar="URL",
+    type=bucket_archive.CatalogUrlType(),
+    help="Address of the catalog in PostgreSQL, if several servers share the archive.",
+)
 def export_model(
     directory: str,
     model_id: str,
@@ -79,11 +86,12 @@ def export_model(
     skip_damaged: bool,
     without_annotations: bool,
     catalog_dir: str,
+    catalog_url: str | None,
 ) -> None:
     """Write a model of an archive DIRECTORY, with all its archived versions, to one tar file.
 
     DIRECTORY may also be an address such as s3://bucket/prefix; then the aliases, tags and metrics come from the
-    directory of the catalog of its server, if that is on this machine.
+    directory of the catalog of its server, if that is on this machine, or from the catalog that its servers share.
 
     The file has the aliases of the model, and the tags and metrics of its versions.
     Data is checked against its hash, and `cogment archive import` detects a file that was cut. A server may use the
@@ -91,13 +99,14 @@ def export_model(
     archive, with 3 if the model does not exist, and with 4 if a file cannot be read because its disk fails.
     """
     check_catalog_dir(directory, catalog_dir)
+    check_catalog_url(directory, catalog_url, catalog_dir)
     if output == "-" and is_terminal(sys.stdout):
         raise click.UsageError("a tar file cannot be written to a terminal: give --output, or redirect standard output")
     annotations = not without_annotations
     with running("the export"):
         if bucket_archive.is_url(directory):
             with (
-                bucket_archive.opened_for_export(directory, catalog_dir) as export,
+                bucket_archive.opened_for_export(directory, catalog_dir, catalog_url) as export,
                 _output(output, force=force) as file,
                 progress_bar("exporting", None) as advance,
             ):

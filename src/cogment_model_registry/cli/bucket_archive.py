@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import click
 
 from cogment_model_registry.cli.running import PathType
-from cogment_model_registry.errors import InvalidError, shown
+from cogment_model_registry.errors import InvalidError, NotFoundError, shown
 from cogment_model_registry.settings.kinds import ARCHIVE_URL, CATALOG_URL
 
 if TYPE_CHECKING:
@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from cogment_model_registry.storage.filesystem.import_reader import Imported
     from cogment_model_registry.storage.filesystem.repair import Outcome
     from cogment_model_registry.storage.filesystem.verification import Report
-    from cogment_model_registry.storage.folder import FolderArchive
+    from cogment_model_registry.storage.folder import FolderArchive, FolderContents
+    from cogment_model_registry.storage.postgres.filling import WholeModel
     from cogment_model_registry.storage.tools.archive_copy import Copied
     from cogment_model_registry.storage.tools.bucket_transfer import Run
     from cogment_model_registry.storage.tools.share import Shared
@@ -112,14 +113,13 @@ def repair(url: str, advance: Callable[[int], None]) -> "tuple[Report, list[Outc
     """
     check_bucket_extra()
     from cogment_model_registry.storage.bucket.archive import BucketArchive  # noqa: PLC0415
-    from cogment_model_registry.storage.bucket.objects import Objects  # noqa: PLC0415
-    from cogment_model_registry.storage.bucket.opening import open_store  # noqa: PLC0415
+    from cogment_model_registry.storage.bucket.opening import open_objects  # noqa: PLC0415
     from cogment_model_registry.storage.tools import bucket_repair  # noqa: PLC0415
 
     async def run() -> "tuple[Report, list[Outcome]]":
         async with _opened_to_read(url):
             pass  # what is opened to be written may be new, and there would be nothing to repair
-        archive = BucketArchive(Objects(open_store(url), url), is_sweeping=False)
+        archive = BucketArchive(open_objects(url), is_sweeping=False)
         try:
             await archive.open()
             return await bucket_repair.repair(archive, advance)
@@ -132,7 +132,7 @@ def repair(url: str, advance: Callable[[int], None]) -> "tuple[Report, list[Outc
 def copy(
     source: str, target: str, source_catalog: str, target_catalog: str, advance: Callable[[int], None]
 ) -> "tuple[Copied, bool]":
-    """Copy an archive; return what was copied, and whether there was a catalog."""
+    """Copy an archive of one server; return what was copied, and whether there was a catalog."""
     from cogment_model_registry.storage.tools import archive_copy  # noqa: PLC0415 # not needed for --help
 
     if is_url(source) or is_url(target):
@@ -151,20 +151,43 @@ def copy(
     return asyncio.run(run())
 
 
+def copy_shared(
+    url: str, catalog_url: str, target: str, target_catalog: str, advance: Callable[[int], None]
+) -> "Copied":
+    """Copy the archive at an address that several servers share, with their catalog, for one server.
+
+    Raises:
+        StartError: One of them cannot be used.
+    """
+    check_bucket_extra()
+    check_postgresql_extra()
+    from cogment_model_registry.storage.postgres.extraction import opened_extraction  # noqa: PLC0415 # not for --help
+    from cogment_model_registry.storage.tools import shared_copy  # noqa: PLC0415
+
+    async def run() -> "Copied":
+        async with (
+            opened_extraction(catalog_url) as extraction,
+            _opened_to_read(url) as (archive, _),
+            _opened_to_write(target, target_catalog) as (other, folder),
+        ):
+            return await shared_copy.copy_shared(archive, extraction, other, folder, advance)
+
+    return asyncio.run(run())
+
+
 def share(url: str, catalog_url: str, catalog_dir: str) -> "Shared":
     """Make the archive at an address one that several servers share; return what their catalog was given."""
     check_bucket_extra()
     check_postgresql_extra()
     from cogment_model_registry.server.bucket_backend import default_catalog_dir  # noqa: PLC0415 # not for --help
-    from cogment_model_registry.storage.bucket.objects import Objects  # noqa: PLC0415
-    from cogment_model_registry.storage.bucket.opening import open_store  # noqa: PLC0415
+    from cogment_model_registry.storage.bucket.opening import open_objects  # noqa: PLC0415
     from cogment_model_registry.storage.postgres.filling import opened_filling  # noqa: PLC0415
     from cogment_model_registry.storage.tools import share as tool  # noqa: PLC0415
 
     async def run() -> "Shared":
         async with (
             opened_filling(catalog_url) as filling,
-            tool.opened_archive(Objects(open_store(url), url)) as archive,
+            tool.opened_archive(open_objects(url)) as archive,
         ):
             old = await asyncio.to_thread(tool.read_catalog, catalog_dir or default_catalog_dir(url))
             return await tool.share(archive, old, filling)
@@ -173,8 +196,13 @@ def share(url: str, catalog_url: str, catalog_dir: str) -> "Shared":
 
 
 @contextlib.contextmanager
-def opened_for_export(url: str, catalog_dir: str) -> "Iterator[Callable[..., Exported]]":
+def opened_for_export(url: str, catalog_dir: str, catalog_url: str | None) -> "Iterator[Callable[..., Exported]]":
     """Open the archive at an address; a context manager with what exports a model, as `model_transfer.export_model`.
+
+    Args:
+        url: The address.
+        catalog_dir: The directory of its catalog; empty for that of its server.
+        catalog_url: The address of its catalog, if several servers share it.
 
     Raises:
         StartError: It is not an archive, or cannot be read.
@@ -185,6 +213,9 @@ def opened_for_export(url: str, catalog_dir: str) -> "Iterator[Callable[..., Exp
     from cogment_model_registry.storage.tools import bucket_transfer, model_transfer  # noqa: PLC0415
     from cogment_model_registry.storage.tools.place import ArchivePlace  # noqa: PLC0415
 
+    if catalog_url:
+        check_postgresql_extra()
+        from cogment_model_registry.storage.tools import shared_copy  # noqa: PLC0415
     with _running_bucket(url, catalog_dir, read_only=True) as (run, archive, folder):
 
         def export(
@@ -197,8 +228,18 @@ def opened_for_export(url: str, catalog_dir: str) -> "Iterator[Callable[..., Exp
             advance: Callable[[int], None],
         ) -> "Exported":
             annotate: Annotate = no_annotations
-            if annotations and not os.path.isdir(folder):
-                warn(f"left out: aliases, tags and metrics: there is no catalog in {shown(folder)}")
+            contents: FolderContents | None = None
+            if catalog_url:
+                model = run(_read_shared_model(catalog_url, model_id))
+                contents = shared_copy.contents_of(model)
+                if annotations:
+                    annotate = model_transfer.annotating_with(shared_copy.notes_of(model), warn)
+            elif annotations and not os.path.isdir(folder):
+                if run(archive.is_shared()):
+                    found = "the servers of this archive share a catalog in PostgreSQL: give its address as catalog_url"
+                else:
+                    found = f"there is no catalog in {shown(folder)}"
+                warn(f"left out: aliases, tags and metrics: {found}")
             elif annotations:
                 files = OwnedFiles(folder)
                 with opened_root(files, folder) as root:
@@ -207,6 +248,7 @@ def opened_for_export(url: str, catalog_dir: str) -> "Iterator[Callable[..., Exp
             return bucket_transfer.export_model(
                 run,
                 archive,
+                contents,
                 model_id,
                 write,
                 skip_damaged=skip_damaged,
@@ -216,6 +258,16 @@ def opened_for_export(url: str, catalog_dir: str) -> "Iterator[Callable[..., Exp
             )
 
         yield export
+
+
+async def _read_shared_model(catalog_url: str, model_id: str) -> "WholeModel":
+    from cogment_model_registry.storage.postgres.extraction import opened_extraction  # noqa: PLC0415
+
+    async with opened_extraction(catalog_url) as extraction:
+        model = await extraction.read_model(model_id)
+    if model is None:
+        raise NotFoundError.model(model_id)
+    return model
 
 
 def import_model(

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, TypeAlias, cast, get_args
 
-from cogment_model_registry.errors import InvalidError, quoted
+from cogment_model_registry.errors import ExistsError, InvalidError, quoted
 
 Action: TypeAlias = Literal["read", "publish", "store", "alias", "delete", "admin"]
 
@@ -158,6 +158,35 @@ class Grant:
     scopes: tuple[Scope, ...]
     created_ns: int
     expires_ns: int | None = None
+
+
+_BETWEEN = "\n"
+"""Between two scopes in a text with all of them; no scope has it."""
+
+
+def scopes_text(scopes: Iterable[Scope]) -> str:
+    """Return the text with scopes that a catalog keeps."""
+    return _BETWEEN.join(map(str, scopes))
+
+
+def scopes_of(text: str) -> tuple[Scope, ...]:
+    """Return the scopes in a text that a catalog keeps.
+
+    Raises:
+        InvalidError: There is one that this release does not know.
+    """
+    return parse_scopes(text.split(_BETWEEN))
+
+
+def taken_by(grant: Grant, holder: str) -> ExistsError:
+    """Return the error of a grant that is not added, since another one has its name or is for the same caller.
+
+    Args:
+        grant: The grant.
+        holder: The name of the other one.
+    """
+    what = "the name" if holder == grant.name else f"the {grant.kind}"
+    return ExistsError(f"{what} is taken by token {quoted(holder)}; revoke that one first")
 
 
 def identity_of(token: str) -> str:

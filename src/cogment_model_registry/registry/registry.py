@@ -343,19 +343,28 @@ class Registry:
         """
         if not self._takes_uploads:
             raise StoppingError
-        ref = await self._catalog.find(header.model_id)
-        signing_rules.check_header(await self._catalog.get_signers(ref), header)
+        ref, signers = await self._catalog.find_with_signers(header.model_id)
+        signing_rules.check_header(signers, header)
         store: VersionStore = self._archive if header.archived else self._transient
         upload = await self.open_upload(store, header.model_id, header.data_size_bytes)
-        return self.uploading(header, ref, upload)
+        return self.uploading(header, ref, signers, upload)
 
     def stop_uploads(self) -> None:
         """Refuse new versions from now on: the server stops. Uploads that have begun go on."""
         self._takes_uploads = False
 
-    def uploading(self, header: VersionHeader, ref: ModelRef, upload: Upload) -> VersionUpload:
-        """Return the upload of a version whose bytes go to an upload of the store of its tier."""
-        publish = functools.partial(self._publish, header, ref, upload)
+    def uploading(
+        self, header: VersionHeader, ref: ModelRef, signers: Sequence[PublicKey], upload: Upload
+    ) -> VersionUpload:
+        """Return the upload of a version whose bytes go to an upload of the store of its tier.
+
+        Args:
+            header: The declaration of the version.
+            ref: Its model.
+            signers: Those of the model, as they were found with it.
+            upload: Takes the bytes.
+        """
+        publish = functools.partial(self._publish, header, ref, signers, upload)
         return VersionUpload(header, upload, publish, self.under_way)
 
     def check_header(self, header: VersionHeader) -> None:
@@ -419,8 +428,7 @@ class Registry:
         self.check_model_id(model_id)
         gone: VersionInfo | None = None
         while True:
-            ref = await self._catalog.find(model_id)
-            [info] = await self._catalog.get_versions(model_id, [number])
+            ref, info = await self._catalog.find_version(model_id, number)
             # If the model is deleted and created again in the meantime, other bytes may have this number.
             try:
                 reader = await self._open(info)
@@ -524,12 +532,17 @@ class Registry:
         return round(min(max(memory_share, transfer_share), 1) * LOAD_MAX)
 
     async def _publish(
-        self, header: VersionHeader, ref: ModelRef, upload: Upload, completion: Completion
+        self,
+        header: VersionHeader,
+        ref: ModelRef,
+        signers: Sequence[PublicKey],
+        upload: Upload,
+        completion: Completion,
     ) -> VersionInfo:
         """Number a finished upload, commit it and make it visible."""
         created_ns = header.created_ns or time_ns()
         key = None
-        signers = await self._catalog.get_signers(ref)
+        evicted: Sequence[VersionInfo] = ()
         _require_signature(signers, header, completion.data_hash)  # before a number is used up
         try:
             async with self._catalog.publishing(ref, archived=header.archived) as slot:
@@ -553,10 +566,12 @@ class Registry:
                     await (_both(annotating, upload.prepare(info)) if info.archived else annotating)
                 await upload.commit(info)
                 slot.show(info)
+                evicted = slot.forget(self._without_publishing(upload.take_evicted()))
                 if info.archived:
                     self._transient.note_newest(*key)
         finally:
             is_evicted = key is not None and self._publishing.pop(key)
+            await self._forget(evicted)
         if is_evicted:
             await self._catalog.forget(info)
         else:
@@ -578,12 +593,19 @@ class Registry:
 
     async def _forget(self, evicted: Sequence[VersionInfo]) -> None:
         """Make evicted versions invisible."""
+        for info in self._without_publishing(evicted):
+            await self._catalog.forget(info)
+
+    def _without_publishing(self, evicted: Sequence[VersionInfo]) -> list[VersionInfo]:
+        """Return evicted versions without those that are not visible yet, of which this is noted."""
+        visible = []
         for info in evicted:
             key = info.model_id, info.number
             if key in self._publishing:
                 self._publishing[key] = True
             else:
-                await self._catalog.forget(info)
+                visible.append(info)
+        return visible
 
     async def _open(self, info: VersionInfo) -> Reader:
         store: VersionStore = self._archive if info.archived else self._transient

@@ -365,15 +365,15 @@ class RepeatableUploads:
             NotFoundError: The version is gone.
             TooLargeError: They do not fit.
         """
-        ref = await self._catalog.find(header.model_id)
+        ref, signers = await self._catalog.find_with_signers(header.model_id)
         if header.archived and source.archived:
-            upload = self._registry.uploading(header, ref, await self._archive.open_copy(source))
+            upload = self._registry.uploading(header, ref, signers, await self._archive.open_copy(source))
             upload.accept_all()
             return await _finished(upload, source)
         stores: dict[bool, VersionStore] = {False: self._transient, True: self._archive}
         async with await stores[source.archived].open_version(source) as reader:
             opened = await self._registry.open_upload(stores[header.archived], header.model_id, header.data_size_bytes)
-            upload = self._registry.uploading(header, ref, opened)
+            upload = self._registry.uploading(header, ref, signers, opened)
             try:
                 await copy_bytes(reader, upload)
             except BaseException:

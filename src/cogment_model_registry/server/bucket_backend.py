@@ -10,8 +10,7 @@ from cogment_model_registry.errors import StartError
 from cogment_model_registry.server.metrics import Metrics
 from cogment_model_registry.settings import Settings
 from cogment_model_registry.storage.bucket.archive import BucketArchive
-from cogment_model_registry.storage.bucket.objects import Objects
-from cogment_model_registry.storage.bucket.opening import open_store
+from cogment_model_registry.storage.bucket.opening import open_objects
 from cogment_model_registry.storage.filesystem.files import Files
 from cogment_model_registry.storage.filesystem.hold import Hold
 
@@ -30,7 +29,7 @@ async def opened_bucket(settings: Settings, metrics: Metrics) -> AsyncIterator[t
         StartError: It is not usable, or another process has it or the directory open.
     """
     folder = settings.catalog_dir or default_catalog_dir(settings.archive_url)
-    objects = Objects(open_store(settings.archive_url), settings.archive_url, metrics.observe_archive)
+    objects = open_objects(settings.archive_url, metrics.observe_archive)
     if settings.read_only:
         archive = BucketArchive(objects, read_only=True)
         try:

@@ -43,15 +43,12 @@ class HandingOver:
     async def hand_over(self, within_seconds: float) -> None:
         """Let the other servers take what this one alone has; what they have not taken in time is lost."""
         try:
-            held = await self._count_sole()
+            held = await self._leases.count_sole(self._leases.server)
             if held and await self._ask(within_seconds):
-                left = await self._count_sole()
+                left = await self._leases.count_sole(self._leases.server)
                 _log.info("transient versions handed over", handed_over=held - left, lost=left)
         except ModelRegistryError as error:
             _log.warning("transient versions not handed over", reason=error.message)
-
-    async def _count_sole(self) -> int:
-        return len(await self._leases.sole_versions(self._leases.server))
 
     async def _ask(self, within_seconds: float) -> bool:
         """Ask the other servers, and wait until they are done or the time is over; return whether there are any."""

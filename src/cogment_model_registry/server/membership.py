@@ -133,9 +133,10 @@ class Membership:
 
     async def _look(self) -> None:
         """Give a sign of life, and look for servers that give none."""
-        if not await self._leases.beat():
+        leases = await self._leases.beat()
+        if leases is None:
             await self._begin_again()
-        leases = await self._leases.servers()
+            leases = await self._leases.servers()
         now = monotonic()
         if now - self._looked_at > self._lease_seconds / 2:
             self._signs.clear()  # this server was frozen, or the database was away: all others get their time again
@@ -194,11 +195,11 @@ class Membership:
             if resolution is None:
                 return
             if pending.kind in ("store", "promote"):
-                await self._archive.remove_leftover(model_id, number)
+                await self._archive.remove_leftover(model_id, number, resolution.check)
             elif pending.kind == "remove":
                 [found] = await self._archive.read_version_infos(model_id, [number])
                 if found is None:  # the record goes first
-                    await self._archive.remove_leftover(model_id, number)
+                    await self._archive.remove_leftover(model_id, number, resolution.check)
                     resolution.finish()
             elif not await self._archive.has_model(model_id):
                 await self._archive.finish_removal(model_id)

@@ -18,8 +18,7 @@ from cogment_model_registry.server.peer_consumers import PeerConsumers
 from cogment_model_registry.server.peers import peers_of
 from cogment_model_registry.server.relays import RelayingStore
 from cogment_model_registry.settings import Settings
-from cogment_model_registry.storage.bucket.objects import Objects
-from cogment_model_registry.storage.bucket.opening import open_store
+from cogment_model_registry.storage.bucket.opening import open_objects
 from cogment_model_registry.storage.bucket.shared import SharedBucketArchive
 from cogment_model_registry.storage.memory.transient_store import MemoryTransientStore
 from cogment_model_registry.storage.postgres.catalog import PostgresCatalog
@@ -74,7 +73,7 @@ async def opened_shared(settings: Settings, metrics: Metrics, hashing: Executor)
             holders = await leases.locate(info)
             return [holder.endpoint for holder in sample(holders, len(holders))]  # those who ask spread over them
 
-        objects = Objects(open_store(settings.archive_url), settings.archive_url, metrics.observe_archive)
+        objects = open_objects(settings.archive_url, metrics.observe_archive)
         archive = SharedBucketArchive(objects, require_lease, lambda: leases.server)
         stack.push_async_callback(archive.close)
         await archive.open()

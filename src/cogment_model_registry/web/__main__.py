@@ -83,6 +83,9 @@ def main() -> None:
         allow_descriptors()
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(_serve(WebOptions.decoded(line)))
+    # Everything is closed; to take Python and gRPC apart would take most of the time of a stop.
+    sys.stdout.flush()
+    os._exit(0)
 
 
 def _first_line() -> str:

@@ -1,11 +1,13 @@
 """What monitoring asks over HTTP: whether the processes work, whether the server serves, and metrics."""
 
-from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 
 from cogment_model_registry.errors import ModelRegistryError
 from cogment_model_registry.web.state import registry_of
+
+_METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+"""Prometheus' text format, as the server writes it."""
 
 
 async def alive(request: Request) -> Response:
@@ -28,4 +30,4 @@ async def ready(request: Request) -> Response:
 
 async def metrics(request: Request) -> Response:
     """Answer with the metrics of the server, to whoever may read all models."""
-    return Response(await registry_of(request).read_metrics(), media_type=CONTENT_TYPE_LATEST)
+    return Response(await registry_of(request).read_metrics(), media_type=_METRICS_TYPE)

@@ -18,6 +18,9 @@ from cogment_model_registry.wire import tls
 from cogment_model_registry.wire.convert import error_type_of
 from cogment_model_registry.wire.pushback import retry_after_seconds
 
+SILENT_SECONDS = 5
+"""How long the other machine may acknowledge nothing before a connection counts as lost."""
+
 OPTIONS = (
     # A server that comes back is found within seconds, not within gRPC's two minutes; an address that does not answer
     # delays the next one of its name by two seconds, not by 20.
@@ -26,10 +29,12 @@ OPTIONS = (
     ("grpc.max_reconnect_backoff_ms", 2000),
     # The same for one that comes back at another address of its name: gRPC would resolve it once in 30 seconds.
     ("grpc.dns_min_time_between_resolutions_ms", 1000),
-    # Five minutes is what servers allow by default between pings of a client. What is sent and not acknowledged for
-    # the timeout ends the connection, so the next call notices a peer that vanished.
+    # Five minutes is what servers allow by default between pings of a client.
     ("grpc.keepalive_time_ms", 330_000),
-    ("grpc.keepalive_timeout_ms", 20_000),
+    # With pings, gRPC also lets the kernel end a connection on which so long nothing was acknowledged. Otherwise TCP
+    # waits twice as long before each further attempt, and a call hangs for as long after a cut as the cut lasted. The
+    # kernel at the other end acknowledges, so it makes no difference how busy the process there is.
+    ("grpc.keepalive_timeout_ms", SILENT_SECONDS * 1000),
     # Each channel has a connection of its own, so that a new one does not get the connection of the old one.
     ("grpc.use_local_subchannel_pool", 1),
     ("grpc.enable_http_proxy", 0),

@@ -56,15 +56,18 @@ async def kill_server(stage: Stage, random: Random) -> None:
 async def kill_server_for_long(stage: Stage, random: Random) -> None:
     name = random.choice(SERVERS)
     await stage.kill_server(name)
-    await last(random, LEASE_SECONDS + 1, LEASE_SECONDS + 4)
+    await last(random, LEASE_SECONDS + 1, LEASE_SECONDS + 3)
     await stage.start_server(name)
 
 
-async def freeze_server(stage: Stage, random: Random) -> None:
-    server = stage.servers[random.choice(SERVERS)]
-    server.signal(signal.SIGSTOP)
-    await last(random, LEASE_SECONDS + 1, LEASE_SECONDS + 5)
-    server.signal(signal.SIGCONT)
+def freeze_server(shortest_seconds: float, longest_seconds: float) -> Act:
+    async def act(stage: Stage, random: Random) -> None:
+        server = stage.servers[random.choice(SERVERS)]
+        server.signal(signal.SIGSTOP)
+        await last(random, shortest_seconds, longest_seconds)
+        server.signal(signal.SIGCONT)
+
+    return act
 
 
 def end_database(number: signal.Signals) -> Act:
@@ -140,9 +143,14 @@ def let_store(mode: Mode) -> Act:
 # A cut from the databases may outlast the lease. A fast restart of PostgreSQL keeps its unlogged tables.
 FAULTS: dict[str, list[Fault]] = {
     "server": [
-        Fault("kills of a server", kill_server, Effect.LOSES),
+        *2 * [Fault("kills of a server", kill_server, Effect.LOSES)],
         Fault("kills of a server for longer than a lease", kill_server_for_long, Effect.LOSES),
-        Fault("servers frozen for longer than a lease", freeze_server, Effect.LOSES),
+        Fault("servers frozen for some seconds", freeze_server(1, LEASE_SECONDS / 2)),
+        Fault(
+            "servers frozen for longer than a lease",
+            freeze_server(LEASE_SECONDS + 1, LEASE_SECONDS + 3),
+            Effect.LOSES,
+        ),
     ],
     "database": [
         Fault("fast restarts of PostgreSQL", end_database(signal.SIGINT), Effect.MAKES_STALE),
@@ -153,12 +161,12 @@ FAULTS: dict[str, list[Fault]] = {
     "network": [
         Fault(
             "cuts between a server and PostgreSQL",
-            on_ways(server_and_databases, 2, LEASE_SECONDS + 4),
+            on_ways(server_and_databases, 2, LEASE_SECONDS + 3),
             Effect.LOSES | Effect.MAKES_STALE,
         ),
         Fault(
             "servers cut off from everything",
-            on_ways(server_and_all, 2, LEASE_SECONDS + 4),
+            on_ways(server_and_all, 2, LEASE_SECONDS + 3),
             Effect.LOSES | Effect.MAKES_STALE,
         ),
         Fault(
@@ -182,14 +190,14 @@ FAULTS: dict[str, list[Fault]] = {
 
 _ORDER = (
     *("server", "database", "network", "server", "store", "server"),
-    *("network", "server", "database", "server", "network", "store"),
+    *("network", "server", "database", "server", "store", "server"),
 )
 
 
 def deck(rounds: int, random: Random) -> list[Fault]:
-    """Return so many faults: of 12, 5 of servers, 2 of PostgreSQL, 3 of the network and 2 of the object store.
+    """Return so many faults: of 12, 6 of servers, and 2 each of PostgreSQL, the network and the object store.
 
-    No fault of a kind comes again before all others of this kind have come.
+    No fault of a kind comes again before all others of this kind have come; one that is listed twice comes twice.
     """
     rest: dict[str, list[Fault]] = {kind: [] for kind in FAULTS}
     faults = []

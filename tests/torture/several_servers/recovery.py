@@ -33,6 +33,11 @@ def recovery_ms(history: History, trouble: Trouble, next_began_ns: int | None) -
     return {client: (first[client] - trouble.ended_ns) / 1e6 for client in held_up if client in first}
 
 
+def kind_of(client: str) -> str:
+    """Return what a client does: the second word of its name, which is that of a function of `workers`."""
+    return client.split()[1]
+
+
 def quartiles(values: list[float]) -> tuple[float, float, float, float]:
     """Return the quartiles and the maximum of some values; zeros if there are none."""
     if len(values) < 2:

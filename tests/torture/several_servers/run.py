@@ -15,7 +15,7 @@ from tests.torture.several_servers.faults import Fault, deck
 from tests.torture.several_servers.history import History, Kind, Outcome, Trouble
 from tests.torture.several_servers.live import ANSWERED
 from tests.torture.several_servers.logs import complaints
-from tests.torture.several_servers.recovery import quartiles, recovery_ms
+from tests.torture.several_servers.recovery import kind_of, quartiles, recovery_ms
 from tests.torture.several_servers.stage import FOLLOWING, MODELS, SERVERS, WORKING, Stage, stage
 from tests.torture.several_servers.workers import LAST, Recorder, Task, Worker, create
 from tests.waiting import until, wait_until
@@ -167,10 +167,15 @@ def measure(history: History, figures: Figures) -> None:
     """Count how long clients needed to go on."""
     starts = [trouble.began_ns for trouble in history.troubles]
     all_ms: list[float] = []
+    late: list[str] = []
     for trouble, next_ns in zip(history.troubles, [*starts, None][1:], strict=True):
-        all_ms += recovery_ms(history, trouble, next_ns).values()
+        needed_ms = recovery_ms(history, trouble, next_ns)
+        all_ms += needed_ms.values()
+        late += [f"{kind_of(client)} after {trouble.name}" for client, ms in needed_ms.items() if ms > GOAL_MS]
     figures.count("clients that a fault held up", len(all_ms))
-    figures.count("of them longer than 5 s after its end", sum(ms > GOAL_MS for ms in all_ms))
+    figures.count("of them longer than 5 s after its end", len(late))
+    for one in sorted(late):
+        figures.count(f"of these {one}")
     names = ("lower quartile", "median", "upper quartile", "maximum")
     for name, value in zip(names, quartiles(all_ms), strict=True):
         figures.peak(f"ms until they went on, {name}", value)

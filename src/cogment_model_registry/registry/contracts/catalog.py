@@ -119,6 +119,14 @@ class Slot(ABC):
     def show(self, info: VersionInfo) -> None:
         """Make `info` visible when the context is left. Its number is that of the slot."""
 
+    def forget(self, evicted: Sequence[VersionInfo]) -> Sequence[VersionInfo]:
+        """Make versions invisible that were evicted for this one, in the same change.
+
+        Returns:
+            Those for which `Catalog.forget` is to be called instead, when the context was left.
+        """
+        return evicted
+
 
 class Promotion(ABC):
     """A transient version that is being archived. Made by `Catalog.promoting`.
@@ -241,6 +249,15 @@ class Catalog(ABC):
         Raises:
             NotFoundError: That life of the model is over.
         """
+
+    async def find_with_signers(self, model_id: str) -> tuple[ModelRef, Sequence[PublicKey]]:
+        """Return a model and its signers, as `find` and `get_signers` do, for a version that is to be published.
+
+        Raises:
+            NotFoundError: There is no such model.
+        """
+        ref = await self.find(model_id)
+        return ref, await self.get_signers(ref)
 
     @abstractmethod
     async def get_state(self, ref: ModelRef) -> ModelState:
@@ -425,6 +442,17 @@ class Catalog(ABC):
             DataLossError: One is damaged.
             NotFoundError: The model or one of the versions does not exist.
         """
+
+    async def find_version(self, model_id: str, number: int) -> tuple[ModelRef, VersionInfo]:
+        """Return a version, as `get_versions` does, and a life of its model that had not ended before the call.
+
+        Raises:
+            DataLossError: It is damaged.
+            NotFoundError: The model or the version does not exist.
+        """
+        ref = await self.find(model_id)
+        [info] = await self.get_versions(model_id, [number])
+        return ref, info
 
     @abstractmethod
     async def newer_than(self, model_id: str, number: int) -> Newer:

@@ -92,6 +92,10 @@ class Upload(_Closable):
             TooLargeError: No space is left.
         """
 
+    def take_evicted(self) -> list[VersionInfo]:
+        """Return the versions that `commit` has evicted, for the caller to make invisible; they are not reported."""
+        return []
+
 
 class Reader(_Closable):
     """A version being read. What it reads stays readable until it is closed, even when the version is removed."""

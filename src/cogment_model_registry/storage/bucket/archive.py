@@ -80,6 +80,14 @@ class BucketArchive(BucketVersions, FolderArchive):
     def failure(self) -> str:
         return "" if self._claim is None else self._claim.failure or self._objects.failure
 
+    async def is_shared(self) -> bool:
+        """Return whether several servers share the archive.
+
+        Raises:
+            UnavailableError: The store failed.
+        """
+        return await self._read_format() == layout.FORMAT_SHARED
+
     async def _require_writable(self) -> None:
         if self._claim is None:
             raise PreconditionError("the archive is open for reading only")

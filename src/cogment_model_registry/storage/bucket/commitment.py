@@ -6,6 +6,11 @@ version is committed. If the store answers neither, that is done later, and a re
 void one, since the caller was told that the version does not. It is not deleted: what the network still has of the
 request could create it again.
 
+A promotion that failed leaves a version in memory whose number is void. Where several servers share the archive, a
+later promotion replaces the void record, if that is still as it was read while this server could still write. So each
+void record has a text of its own, whoever makes a number void replaces what was read, too, and does so again where it
+is void already: then nothing that is still under way in the network can replace it.
+
 The bytes of a version that failed are deleted only when its record cannot exist.
 """
 
@@ -19,6 +24,7 @@ from cogment_model_registry.errors import ModelRegistryError, TooLargeError, Una
 from cogment_model_registry.storage.bucket import layout
 from cogment_model_registry.storage.bucket.holdings import Holdings
 from cogment_model_registry.storage.bucket.layout import Record
+from cogment_model_registry.storage.bucket.objects import Written
 from cogment_model_registry.storage.bucket.translation import ObjectExists
 
 _log = structlog.stdlib.get_logger(__name__)
@@ -44,6 +50,7 @@ class Commitment:
         self._home = home
         self._life = life
         self.keeps_data = False
+        self._may_replace = False
 
     async def make(self, record: Record) -> None:
         """Create the record; see `Upload.commit`."""
@@ -68,9 +75,8 @@ class Commitment:
             await self._home.objects.put(layout.hint_name(self._life, record.info.number, record), b"")
 
     async def _create(self, record: Record) -> None:
-        name = layout.version_name(self._life, record.info.number)
         try:
-            await self._home.objects.create(name, layout.build_record(record))
+            await self._write(record)
         except TooLargeError:
             self._give_up(record)
             raise
@@ -83,6 +89,21 @@ class Commitment:
             if outcome is _Outcome.VOID:
                 self._give_up(record)
                 raise _unconfirmed() from error
+
+    async def _write(self, record: Record) -> None:
+        objects, name = self._home.objects, layout.version_name(self._life, record.info.number)
+        try:
+            await objects.create(name, layout.build_record(record))
+        except ObjectExists:
+            if not self._home.is_shared:
+                raise
+            before = await objects.find_written(name)
+            if before is None or not layout.is_void(before.data):
+                raise
+            # After it was read: whoever undoes what this server began has taken its lease first.
+            await self._home.require_upload(record.info.model_id, self._life, record.key)
+            self._may_replace = True
+            await objects.replace(name, layout.build_record(record), before)
 
     def _give_up(self, record: Record) -> None:
         self.keeps_data = False
@@ -101,13 +122,18 @@ class Commitment:
         try:
             await objects.create(name, layout.build_void())
         except ObjectExists:
-            text = await objects.find(name)
-            if text is None:
+            found = await objects.find_written(name)
+            if found is None:
                 raise UnavailableError("the archive failed: the object store contradicts itself") from None
-            with contextlib.suppress(layout.BadObject):
-                found = layout.parse_record(text, record.info.model_id, number)
-                if found is not None and found.key == record.key:
-                    return _Outcome.COMMITTED
+            if _is_of(found, record):
+                return _Outcome.COMMITTED
+            if self._may_replace and layout.is_void(found.data):
+                try:
+                    await objects.replace(name, layout.build_void(), found)
+                except ObjectExists:
+                    found = await objects.find_written(name)
+                    if found is not None and _is_of(found, record):
+                        return _Outcome.COMMITTED
         return _Outcome.VOID
 
     def _doubt(self, record: Record) -> None:
@@ -118,22 +144,48 @@ class Commitment:
         self._home.chores.settle_soon(lambda: self._undo(record))
 
     async def _undo(self, record: Record) -> None:
+        objects, number = self._home.objects, record.info.number
         if await self._settle(record) is _Outcome.COMMITTED:
-            await make_void(self._home, self._life, record.info.number)
-        await self._home.objects.delete([layout.hint_name(self._life, record.info.number, record)])
+            name = layout.version_name(self._life, number)
+            found = await objects.find_written(name)
+            if found is not None and _is_of(found, record):
+                with contextlib.suppress(ObjectExists):  # undone by somebody else
+                    await write_void(self._home, self._life, number, found)
+        await objects.delete([layout.hint_name(self._life, number, record)])
         self._home.chores.delete_data_soon(record.key, layout.data_names(self._life, record))
-        self._home.doubts.discard((self._life, record.info.number))
+        self._home.doubts.discard((self._life, number))
 
 
-async def make_void(home: Holdings, life: str, number: int) -> None:
-    """Make a number void, whatever record it has, so that nothing can create one again.
+async def write_void(home: Holdings, life: str, number: int, before: Written | None) -> None:
+    """Make a number void, so that nothing can create a record of it again.
+
+    Args:
+        home: What the archive has.
+        life: The life of the model.
+        number: The number.
+        before: The record that is there, which may be void already; None if there is none.
 
     Raises:
+        ObjectExists: Several servers share the archive, and the record was changed since it was read.
         UnavailableError: The store failed.
     """
-    await home.objects.put(layout.hint_name(life, number, None), b"")
-    await home.objects.put(layout.version_name(life, number), layout.build_void())
+    objects, name = home.objects, layout.version_name(life, number)
+    await objects.put(layout.hint_name(life, number, None), b"")
+    if not home.is_shared:  # its store may not be able to replace what is as it was read
+        await objects.put(name, layout.build_void())
+    elif before is None:
+        await objects.create(name, layout.build_void())
+    else:
+        await objects.replace(name, layout.build_void(), before)
     home.forget_record(life, number)
+
+
+def _is_of(written: Written, record: Record) -> bool:
+    """Return whether an object is a record that leads to the same bytes."""
+    with contextlib.suppress(layout.BadObject):
+        found = layout.parse_record(written.data, record.info.model_id, record.info.number)
+        return found is not None and found.key == record.key
+    return False
 
 
 def _unconfirmed() -> UnavailableError:

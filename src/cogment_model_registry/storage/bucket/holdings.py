@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
 from cachetools import LRUCache
 
@@ -14,19 +15,39 @@ from cogment_model_registry.storage.bucket.chores import Chores
 from cogment_model_registry.storage.bucket.layout import ModelRecord, Record
 from cogment_model_registry.storage.bucket.objects import Objects
 from cogment_model_registry.system.byte_budget import ByteBudget
+from cogment_model_registry.system.machine import release_free_memory
 
 _HASH_THREADS = 4
 _SENDING_BYTES = 32 * 1024 * 1024
 _COLLECTED_BYTES = 64 * 1024 * 1024
 _AHEAD_BYTES = 64 * 1024 * 1024
 _READER_AHEAD_BYTES = 12 * 1024 * 1024
+_LONG_BYTES = 256 * 1024 * 1024
 _RECORDS_BYTES = 16 * 1024 * 1024
+_CHECKED_BYTES = 4 * 1024 * 1024
 _RECORD_BYTES = 1000
 """What a record takes in memory without its user_data and its parts."""
 
 
 def _record_bytes(record: Record) -> int:
     return _RECORD_BYTES + 2 * user_data_bytes(record.info.user_data) + 36 * len(record.parts)
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """The bytes of a version that matched their hash when they were read.
+
+    Attributes:
+        data_hash: The hash.
+        tags: What the store called the object of each part then: another one has other tags.
+    """
+
+    data_hash: str
+    tags: tuple[str, ...]
+
+
+def _checked_bytes(checked: Checked) -> int:
+    return 300 + 100 * len(checked.tags)
 
 
 class Holdings:
@@ -47,7 +68,10 @@ class Holdings:
         chores: What is done later.
         sending: The memory for what is being sent.
         collected_bytes: How much uploads have collected.
+        is_shared: Whether several servers write the archive.
     """
+
+    is_shared = False
 
     def __init__(
         self, objects: Objects, require_writable: Callable[[], Awaitable[None]], server: Callable[[], int]
@@ -63,6 +87,7 @@ class Holdings:
         self.collected_bytes = 0
         self._ahead_bytes = _AHEAD_BYTES
         self._records: LRUCache[tuple[str, int], Record] = LRUCache(_RECORDS_BYTES, _record_bytes)
+        self._checked: LRUCache[str, Checked] = LRUCache(_CHECKED_BYTES, _checked_bytes)
         self._executor = ThreadPoolExecutor(_HASH_THREADS, thread_name_prefix="archive")
 
     @property
@@ -166,9 +191,33 @@ class Holdings:
         """Keep no record."""
         self._records.clear()
 
+    def checked_tags(self, record: Record) -> Sequence[str]:
+        """Return the tags of the parts of a version that were read and matched its hash; empty if none were."""
+        checked = self._checked.get(record.key)
+        return checked.tags if checked is not None and checked.data_hash == record.info.data_hash else ()
+
+    def keep_checked(self, record: Record, tags: Sequence[str]) -> None:
+        """Keep that the parts of a version with these tags match its hash."""
+        checked = Checked(record.info.data_hash, tuple(tags))
+        if _checked_bytes(checked) <= _CHECKED_BYTES:
+            self._checked[record.key] = checked
+
+    def forget_checked(self, record: Record) -> None:
+        """Keep no more that the parts of a version match its hash."""
+        self._checked.pop(record.key, None)
+
     def start_hash(self, digest: PayloadHash, parts: Sequence[bytes | memoryview]) -> asyncio.Future[None]:
         """Begin to hash some bytes on a thread."""
         return asyncio.get_running_loop().run_in_executor(self._executor, digest.update, parts)
+
+    async def end_transfer(self, size_bytes: int) -> None:
+        """Return what the heap keeps to the system after a transfer of so many bytes, if it was a long one.
+
+        The blocks of uploads and those of retrievals come from different arenas, so neither can use what the other has
+        left: both would pile up. After a short transfer, the next one is faster if it stays.
+        """
+        if size_bytes >= _LONG_BYTES:
+            await asyncio.to_thread(release_free_memory)
 
     def close(self) -> None:
         """End the threads."""

@@ -321,8 +321,16 @@ def parse_model_id(text: bytes) -> str:
 
 
 def build_void() -> bytes:
-    """Return the text of a record that keeps a number from being used."""
-    return build_object({VOID: True})
+    """Return the text of a record that keeps a number from being used, which no other one has."""
+    return build_object({VOID: True, "change": secrets.token_hex(16)})
+
+
+def is_void(text: bytes) -> bool:
+    """Return whether a record is void."""
+    try:
+        return parse_object(text).get(VOID) is True
+    except BadObject:
+        return False
 
 
 def parse_record(text: bytes, model_id: str, number: int) -> Record | None:

@@ -12,7 +12,7 @@ import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from time import perf_counter
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import obstore
 import structlog
@@ -27,6 +27,12 @@ _log = structlog.stdlib.get_logger(__name__)
 _LIST_OBJECTS = 1000
 _DELETE_OBJECTS = 500
 _LAST_SECONDS = 5.0
+
+SMALL_BYTES = 1024 * 1024
+"""Requests that move at most so much count as small."""
+
+Observe: TypeAlias = Callable[[str, float], None]
+"""Called after each finished operation, with its name and the seconds that it took."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,13 +61,27 @@ class Written:
     tag: Mapping[str, str]
 
 
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A part of an object.
+
+    Attributes:
+        data: Its bytes.
+        tag: What differs once the object was replaced; empty where the store does not say.
+    """
+
+    data: memoryview
+    tag: str
+
+
 class Objects:
     """The objects under a prefix of an object store.
 
     Args:
         store: The store, with the prefix.
         url: Its address, for people.
-        observe: Called after each finished operation, with its name and the seconds that it took.
+        observe: See `Observe`.
+        small: The same store, for small requests, which may take less time; without it, they go to the first one.
 
     Attributes:
         url: Its address, for people.
@@ -72,9 +92,11 @@ class Objects:
         self,
         store: ObjectStore,
         url: str,
-        observe: Callable[[str, float], None] = lambda _operation, _seconds: None,
+        observe: Observe = lambda _operation, _seconds: None,
+        small: ObjectStore | None = None,
     ) -> None:
         self._store = store
+        self._small = small or store
         self._observe = observe
         self._root = str(store.prefix) if isinstance(store, LocalStore) else ""
         self._under_way: set[asyncio.Future[Any]] = set()
@@ -94,7 +116,7 @@ class Objects:
             UnavailableError: The store failed.
         """
         with self._operation("get"):
-            return await self._ask(_get(self._store, name))
+            return await self._ask(_get(self._small, name))
 
     async def find(self, name: str) -> bytes | None:
         """Return an object; None if there is none.
@@ -115,11 +137,11 @@ class Objects:
         """
         try:
             with self._operation("get"):
-                return await self._ask(_get_written(self._store, name))
+                return await self._ask(_get_written(self._small, name))
         except ObjectMissing:
             return None
 
-    async def get_range(self, name: str, start: int, size_bytes: int) -> memoryview:
+    async def get_range(self, name: str, start: int, size_bytes: int) -> Piece:
         """Return a part of an object; less where it ends before.
 
         Raises:
@@ -127,8 +149,7 @@ class Objects:
             UnavailableError: The store failed.
         """
         with self._operation("get_range"):
-            reading = obstore.get_range_async(self._store, name, start=start, length=size_bytes)
-            return memoryview(await self._ask(reading))
+            return await self._ask(_get_range(self._store_for(size_bytes), name, start, size_bytes))
 
     async def put(self, name: str, data: bytes) -> None:
         """Write an object, in place of another one of that name.
@@ -138,7 +159,7 @@ class Objects:
             UnavailableError: The store failed: the object may be written nevertheless, even later.
         """
         with self._writing("put"):
-            await self._ask(obstore.put_async(self._store, name, data, use_multipart=False))
+            await self._ask(obstore.put_async(self._store_for(len(data)), name, data, use_multipart=False))
             await self._sync(name)
 
     async def create(self, name: str, data: bytes) -> None:
@@ -150,7 +171,7 @@ class Objects:
             UnavailableError: The store failed: the object may be written nevertheless, even later.
         """
         with self._writing("create"):
-            await self._ask(obstore.put_async(self._store, name, data, mode="create", use_multipart=False))
+            await self._ask(obstore.put_async(self._small, name, data, mode="create", use_multipart=False))
             await self._sync(name)
 
     async def replace(self, name: str, data: bytes, written: Written) -> None:
@@ -171,7 +192,7 @@ class Objects:
                     await asyncio.to_thread(self._replace_file, name, data, written.data)
                     return
                 mode: Any = dict(written.tag)
-                await self._ask(obstore.put_async(self._store, name, data, mode=mode, use_multipart=False))
+                await self._ask(obstore.put_async(self._small, name, data, mode=mode, use_multipart=False))
             except FileNotFoundError as error:
                 raise ObjectExists from error
 
@@ -251,6 +272,9 @@ class Objects:
         for request in self._under_way:
             request.cancel()
 
+    def _store_for(self, size_bytes: int) -> ObjectStore:
+        return self._small if size_bytes <= SMALL_BYTES else self._store
+
     async def _ask(self, request: Awaitable[_T]) -> _T:
         """Await a request, which goes on when the caller is cancelled.
 
@@ -319,6 +343,11 @@ async def _get_written(store: ObjectStore, name: str) -> Written:
     result = await obstore.get_async(store, name)
     tag = {key: str(result.meta[key]) for key in ("e_tag", "version") if result.meta.get(key) is not None}
     return Written(bytes(await result.bytes_async()), tag)
+
+
+async def _get_range(store: ObjectStore, name: str, start: int, size_bytes: int) -> Piece:
+    result = await obstore.get_async(store, name, options={"range": (start, start + size_bytes)})
+    return Piece(memoryview(await result.bytes_async()), result.meta["e_tag"] or "")
 
 
 async def _get(store: ObjectStore, name: str) -> bytes:

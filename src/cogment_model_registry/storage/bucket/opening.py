@@ -16,20 +16,42 @@ from obstore.exceptions import BaseError
 from obstore.store import LocalStore, ObjectStore, from_url
 
 from cogment_model_registry.errors import StartError
+from cogment_model_registry.storage.bucket.objects import Objects, Observe
 from cogment_model_registry.storage.bucket.translation import reason_of
 
-_REQUEST_TIMEOUT = timedelta(seconds=30)
+_REQUEST_SECONDS = 30.0
 """A part of a version must go through in this time: at more than 0.3 MB/s."""
+
+_SMALL_SECONDS = 10.0
+"""The same for small objects. Otherwise, after a network was cut for some seconds, TCP would send what was under way
+again only after as long again."""
 
 _RETRY_TIMEOUT = timedelta(seconds=30)
 _RETRIES = 5
 
 
-def open_store(url: str) -> ObjectStore:
-    """Return the object store at an address; nothing is sent yet.
+def open_objects(
+    url: str, observe: Observe = lambda _operation, _seconds: None, *, small_seconds: float = _SMALL_SECONDS
+) -> Objects:
+    """Return the objects of the archive at an address; nothing is sent yet.
 
     Args:
         url: The address, with the prefix of the archive: see the top of the module.
+        observe: Called after each finished operation, with its name and the seconds that it took.
+        small_seconds: How long a request may take that moves little.
+
+    Raises:
+        StartError: The address or the environment is not complete.
+    """
+    return Objects(_open_store(url, _REQUEST_SECONDS), url, observe, _open_store(url, small_seconds))
+
+
+def _open_store(url: str, request_seconds: float) -> ObjectStore:
+    """Return the object store at an address.
+
+    Args:
+        url: The address.
+        request_seconds: How long a request may take.
 
     Raises:
         StartError: The address or the environment is not complete.
@@ -39,9 +61,10 @@ def open_store(url: str) -> ObjectStore:
         if parts.scheme == "file":
             return LocalStore(unquote(parts.path), mkdir=True)
         allow_http = os.environ.get("AWS_ENDPOINT_URL", "").startswith("http://")
+        timeout = timedelta(seconds=request_seconds)
         return from_url(  # type: ignore[call-overload,no-any-return,unused-ignore] # the options fit all of these stores
             url,
-            client_options={"timeout": _REQUEST_TIMEOUT, **({"allow_http": True} if allow_http else {})},
+            client_options={"timeout": timeout, **({"allow_http": True} if allow_http else {})},
             retry_config={"max_retries": _RETRIES, "retry_timeout": _RETRY_TIMEOUT},
         )
     except (BaseError, OSError, ValueError) as error:

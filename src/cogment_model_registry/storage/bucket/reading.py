@@ -1,5 +1,8 @@
 """Reading versions from a bucket: ranges of their parts, some at once, and hashed on a thread as they arrive.
 
+A version that matched its hash is not hashed again while the store says that its parts are the same objects. So wrong
+bytes are found as in a directory: when they are read first, and after each change.
+
 The bytes of a version do not change, so ranges that are read at different times fit. They stay while a reader is open,
 since the archive deletes none that are pinned; where another server owns it, a deletion ends a reader with NOT_FOUND.
 """
@@ -11,7 +14,7 @@ from collections.abc import AsyncGenerator, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
-from cogment_model_registry.errors import DataLossError, ModelRegistryError, NotFoundError
+from cogment_model_registry.errors import DataLossError, ModelRegistryError, NotFoundError, UnavailableError
 from cogment_model_registry.records.payload import PayloadHash
 from cogment_model_registry.records.versions import VersionInfo
 from cogment_model_registry.registry.contracts import Reader
@@ -47,7 +50,7 @@ class BucketReader(Reader):
         home: What the archive has.
         life: The life of the model.
         record: The record of the version, whose bytes are pinned; this unpins them.
-        is_checked: Whether all of a version is checked against its hash.
+        is_checked: Whether all of a version is checked against its hash, unless it was before.
     """
 
     def __init__(self, home: Holdings, life: str, record: Record, *, is_checked: bool = True) -> None:
@@ -58,8 +61,11 @@ class BucketReader(Reader):
         self._ends = list(accumulate(record.parts))
         self._hash: PayloadHash | None = None
         self._hashing: asyncio.Future[None] | None = None
+        self._tags: list[str] = []
+        self._is_changed = False
         self._reading: deque[asyncio.Task[list[memoryview]]] = deque()
         self._ahead_bytes = 0
+        self._sent_bytes = 0
         self._open = True
 
     async def chunks(
@@ -68,7 +74,10 @@ class BucketReader(Reader):
         size_bytes = self._record.info.data_size_bytes
         end = size_bytes if limit is None else min(size_bytes, offset + limit)
         is_whole = end - offset == size_bytes
-        self._hash = PayloadHash() if is_whole and self._is_checked else None
+        is_checked = is_whole and self._is_checked
+        self._tags = [*self._home.checked_tags(self._record)] if is_checked else []
+        is_known = bool(self._tags)
+        self._hash = PayloadHash() if is_checked and not is_known else None
         if end == offset:
             await self._check()
             yield [memoryview(b"")]
@@ -80,14 +89,20 @@ class BucketReader(Reader):
         blocks = [(start, min(start + block_bytes, end)) for start in range(offset, end, block_bytes)]
         blocks.reverse()
         self._read_ahead(blocks, at_once - 1)
+        is_first = True
         while self._reading:
             block = await self._next_block()
             self._read_ahead(blocks, at_once - 1)
+            if is_known and self._is_changed:
+                self._hash = self._begin_again(is_first=is_first)
+                is_known = False
+            is_first = False
             await self._settle_hash()
             if self._hash is not None:
                 self._hashing = self._home.start_hash(self._hash, block)
             if not self._reading:
                 await self._check()
+            self._sent_bytes += sum(map(len, block))
             for chunk in _cut(block, max_bytes):
                 yield chunk
             del block
@@ -118,12 +133,32 @@ class BucketReader(Reader):
     async def _read_range(self, wanted: _Range) -> memoryview:
         name = layout.data_name(self._life, self._record.key, wanted.part)
         try:
-            found = await self._home.objects.get_range(name, wanted.start, wanted.size_bytes)
+            piece = await self._home.objects.get_range(name, wanted.start, wanted.size_bytes)
         except ObjectMissing:
             raise await missing(self._home, self._life, self._record.info) from None
-        if len(found) != wanted.size_bytes:
+        if len(piece.data) != wanted.size_bytes:
             raise self._damage("its data is truncated")
-        return found
+        self._note_tag(wanted.part, piece.tag)
+        return piece.data
+
+    def _note_tag(self, part: int, tag: str) -> None:
+        """Note the tag of a part, which another range or an earlier reader may have seen with another one."""
+        if not self._tags:
+            self._tags = [""] * len(self._record.parts)
+        if not tag or self._tags[part] not in ("", tag):
+            self._is_changed = True
+        self._tags[part] = tag
+
+    def _begin_again(self, *, is_first: bool) -> PayloadHash:
+        """Return the hash of a version that was checked before and has other objects now.
+
+        Raises:
+            UnavailableError: It is too late to hash all of it.
+        """
+        self._home.forget_checked(self._record)
+        if not is_first:
+            raise UnavailableError("the data was modified while it was read; retrieve the version again")
+        return PayloadHash()
 
     async def _settle_hash(self) -> None:
         if self._hashing is not None:
@@ -132,8 +167,12 @@ class BucketReader(Reader):
     async def _check(self) -> None:
         """Compare what was read with what was stored, if that was all."""
         await self._settle_hash()
-        if self._hash is not None and self._hash.digest_text() != self._record.info.data_hash:
+        if self._hash is None:
+            return
+        if self._hash.digest_text() != self._record.info.data_hash:
             raise self._damage("its bytes do not match their hash")
+        if self._tags and not self._is_changed:
+            self._home.keep_checked(self._record, self._tags)
 
     def _damage(self, reason: str) -> DataLossError:
         return DataLossError.version(self._record.info.model_id, self._record.info.number, reason)
@@ -155,6 +194,7 @@ class BucketReader(Reader):
         await self._settle_hash()
         self._home.give_ahead_back(self._ahead_bytes)
         self._home.chores.unpin(self._record.key)
+        await self._home.end_transfer(self._sent_bytes)
 
 
 async def missing(home: Holdings, life: str, info: VersionInfo) -> ModelRegistryError:

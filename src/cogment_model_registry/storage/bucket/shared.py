@@ -14,12 +14,12 @@ from collections.abc import Awaitable, Callable, Sequence
 
 from cachetools import LRUCache
 
-from cogment_model_registry.errors import DataLossError, ModelRegistryError, StartError
+from cogment_model_registry.errors import DataLossError, ModelRegistryError, StartError, UnavailableError
 from cogment_model_registry.records.versions import ModelInfo, VersionInfo
 from cogment_model_registry.registry.contracts import ModelContents, Removal
 from cogment_model_registry.storage.bucket import layout, registers
 from cogment_model_registry.storage.bucket.claim import LEASE_SECONDS, Claim
-from cogment_model_registry.storage.bucket.commitment import make_void
+from cogment_model_registry.storage.bucket.commitment import write_void
 from cogment_model_registry.storage.bucket.contents import contents_of, list_names, load_models
 from cogment_model_registry.storage.bucket.holdings import Holdings
 from cogment_model_registry.storage.bucket.layout import ModelRecord, Record
@@ -38,6 +38,8 @@ _MODELS_MAX = 10_000
 
 class _SharedHoldings(Holdings):
     """Looks models up in the bucket, and keeps some for reads."""
+
+    is_shared = True
 
     def __init__(
         self, objects: Objects, require_writable: Callable[[], Awaitable[None]], server: Callable[[], int]
@@ -214,27 +216,36 @@ class SharedBucketArchive(BucketVersions):
         except DataLossError:
             return None, True
 
-    async def remove_leftover(self, model_id: str, number: int) -> None:
+    async def remove_leftover(self, model_id: str, number: int, check: Callable[[], Awaitable[None]]) -> None:
         """Make sure that a number of a model has no version, now or later, whatever became of its commit.
 
         The caller runs it as it runs `Upload.commit`, in the life of the model in which the number was given. Bytes
         whose record never existed are left to `clear_leftovers`. Nothing if the model does not exist.
 
-        Raises:
-            UnavailableError: The store failed: try again.
-        """
-        await run_to_end(self._remove_leftover(model_id, number))
+        Args:
+            model_id: The model.
+            number: The number.
+            check: Raises UnavailableError if others may change the model now. A server that was frozen may find that
+                the version was archived again in the meantime.
 
-    async def _remove_leftover(self, model_id: str, number: int) -> None:
+        Raises:
+            UnavailableError: The store failed, or others may have changed the version: try again.
+        """
+        await run_to_end(self._remove_leftover(model_id, number, check))
+
+    async def _remove_leftover(self, model_id: str, number: int, check: Callable[[], Awaitable[None]]) -> None:
         await self._home.require_writable()
         model = await self._home.find_model(model_id)
         if model is None:
             return
         life = model.life
-        with contextlib.suppress(ObjectExists):
-            await self._objects.create(layout.version_name(life, number), layout.build_void())
+        written = await self._objects.find_written(layout.version_name(life, number))
         record, _ = await self._try_record(model_id, life, number)
-        await make_void(self._home, life, number)
+        await check()  # after it was read: whoever changes the model later changes what was read
+        try:
+            await write_void(self._home, life, number, written)
+        except ObjectExists:
+            raise UnavailableError("the archive failed: the record of a version was changed; try again") from None
         await self._free_bytes(life, number, record)
 
     async def _free_bytes(self, life: str, number: int, record: Record | None) -> None:

@@ -120,6 +120,7 @@ class BucketUpload(Upload):
             names = [layout.data_name(self._life, self._key, part) for part in range(len(self._parts))]
             # What is being sent goes on, and would be written after it was deleted.
             self._home.chores.delete_after([*self._sending], names)
+        await self._home.end_transfer(sum(self._parts))
 
 
 class BucketCopy(Upload):

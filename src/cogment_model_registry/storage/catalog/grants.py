@@ -3,11 +3,8 @@
 from collections.abc import Iterable
 from sqlite3 import Connection, IntegrityError
 
-from cogment_model_registry.errors import ExistsError, InvalidError, NotFoundError, quoted
-from cogment_model_registry.records.access import Grant, parse_scopes
-
-_BETWEEN = "\n"
-"""Between two scopes in the table; no scope has it."""
+from cogment_model_registry.errors import InvalidError, NotFoundError, quoted
+from cogment_model_registry.records.access import Grant, scopes_of, scopes_text, taken_by
 
 
 def read(connection: Connection) -> list[Grant]:
@@ -16,7 +13,7 @@ def read(connection: Connection) -> list[Grant]:
     rows = connection.execute("SELECT name, kind, identity, scopes, created, expires FROM grants ORDER BY name")
     for name, kind, identity, scopes, created_ns, expires_ns in rows:
         try:
-            grants.append(Grant(name, kind, identity, parse_scopes(scopes.split(_BETWEEN)), created_ns, expires_ns))
+            grants.append(Grant(name, kind, identity, scopes_of(scopes), created_ns, expires_ns))
         except InvalidError:
             continue
     return grants
@@ -28,7 +25,7 @@ def add(connection: Connection, grant: Grant) -> None:
     Raises:
         ExistsError: There is one with its name, or for the same certificate or subject.
     """
-    scopes = _BETWEEN.join(map(str, grant.scopes))
+    scopes = scopes_text(grant.scopes)
     try:
         connection.execute(
             "INSERT INTO grants (name, kind, identity, scopes, created, expires) VALUES (?, ?, ?, ?, ?, ?)",
@@ -39,8 +36,7 @@ def add(connection: Connection, grant: Grant) -> None:
             "SELECT name FROM grants WHERE name = ? OR (kind = ? AND identity = ?) LIMIT 1",
             (grant.name, grant.kind, grant.identity),
         )
-        what = "the name" if holder == grant.name else f"the {grant.kind}"
-        raise ExistsError(f"{what} is taken by token {quoted(holder)}; revoke that one first") from None
+        raise taken_by(grant, holder) from None
 
 
 def remove(connection: Connection, name: str) -> None:

@@ -459,6 +459,10 @@ class MemoryUpload(Upload):
         self._store.keep(info, self._open_blob(), self._evicted)
         self._blob = None
 
+    def take_evicted(self) -> list[VersionInfo]:
+        evicted, self._evicted = self._evicted, []
+        return evicted
+
     async def aclose(self) -> None:
         if self._blob is not None:
             await run_to_end(self._aclose())

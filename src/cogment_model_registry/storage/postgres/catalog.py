@@ -6,7 +6,7 @@ Nothing is read at the start.
     schema, rows         the tables, and what their columns mean
     connections          pools, and whether PostgreSQL answers
     changes, pending     a change of a model: its lock, its transactions, what outlives a crash
-    publishing, removing, aliases, models, versions     the changes
+    publishing, batches, removing, forgetting, aliases, models, versions     the changes
     reads, searches      the questions
     notes, listening     what servers notify each other of
     lines, watching      what happened, for those who watch
@@ -36,8 +36,10 @@ from cogment_model_registry.registry.contracts import (
     Watcher,
 )
 from cogment_model_registry.storage.postgres import aliases, holds, models, publishing, removing
+from cogment_model_registry.storage.postgres.batches import Batches
 from cogment_model_registry.storage.postgres.connections import CHANGES, READS, Connections, Observe
 from cogment_model_registry.storage.postgres.core import NOTIFY, Core
+from cogment_model_registry.storage.postgres.forgetting import Forgetting
 from cogment_model_registry.storage.postgres.grants import Grants
 from cogment_model_registry.storage.postgres.leases import Leases
 from cogment_model_registry.storage.postgres.listening import Listening
@@ -76,6 +78,8 @@ class PostgresCatalog(Catalog):
         self._reads = Reads(self._core)
         self._watching = Watching(self._core, self._reads)
         self._listening = Listening(self._core)
+        self._batches = Batches(self._core)
+        self._forgetting = Forgetting(self._core)
         self.leases = Leases(self._core)
         self.grants = Grants(self._connections)
 
@@ -143,6 +147,7 @@ class PostgresCatalog(Catalog):
         self.stop_watching()
         await self._listening.close()
         await self._connections.close()
+        await self._batches.close()
 
     def stop_watching(self) -> None:
         self._core.lines.feed.stop()
@@ -173,6 +178,9 @@ class PostgresCatalog(Catalog):
     async def get_signers(self, ref: ModelRef) -> Sequence[PublicKey]:
         return await self._reads.get_signers(ref)
 
+    async def find_with_signers(self, model_id: str) -> tuple[ModelRef, Sequence[PublicKey]]:
+        return await self._reads.find_with_signers(model_id)
+
     async def get_state(self, ref: ModelRef) -> ModelState:
         return await self._reads.get_state(ref)
 
@@ -191,7 +199,7 @@ class PostgresCatalog(Catalog):
     # Versions.
 
     def publishing(self, ref: ModelRef, *, archived: bool = False) -> AbstractAsyncContextManager[Slot]:
-        return publishing.publishing(self._core, ref, archived)
+        return publishing.publishing_archived(self._core, ref) if archived else self._batches.publishing(ref)
 
     def promoting(self, ref: ModelRef, number: int) -> AbstractAsyncContextManager[Promotion]:
         return removing.promoting(self._core, ref, number)
@@ -231,13 +239,16 @@ class PostgresCatalog(Catalog):
         return await find_versions(self._connections, search, life)
 
     async def forget(self, info: VersionInfo) -> None:
-        await removing.forget(self._core, info)
+        await self._forgetting.forget(info)
 
     async def mark_damaged(self, ref: ModelRef, error: DataLossError) -> None:
         await removing.mark_damaged(self._core, ref, error)
 
     async def get_versions(self, model_id: str, numbers: Sequence[int]) -> list[VersionInfo]:
         return await self._reads.get_versions(model_id, numbers)
+
+    async def find_version(self, model_id: str, number: int) -> tuple[ModelRef, VersionInfo]:
+        return await self._reads.find_version(model_id, number)
 
     async def newer_than(self, model_id: str, number: int) -> Newer:
         return await self._reads.newer_than(model_id, number)

@@ -36,8 +36,7 @@ LEASE_LOCKS = 0x436F674D
 
 _KEEPALIVE_SECONDS = 2.0
 
-_COMMIT = "COMMIT"
-_COMMIT_SOON = "SET LOCAL synchronous_commit = off; COMMIT"
+_SOON = "SET LOCAL synchronous_commit = off; "
 
 
 def lock_key(model_id: str) -> int:
@@ -50,10 +49,12 @@ class Change:
 
     Attributes:
         server: The number of this server's lease.
+        began: How the statements ended that the change began with: the word for the last one.
     """
 
     def __init__(self, model_id: str, server: int, connection: Connection, observe: Observe) -> None:
         self.server = server
+        self.began = ""
         self._key = lock_key(model_id)
         self._connection = connection
         self._observe = observe
@@ -63,10 +64,11 @@ class Change:
         self._is_over = False
         self._is_ended = False
 
-    async def begin(self) -> None:
-        """Begin the transaction and wait for the locks."""
+    async def begin(self, statements: str) -> None:
+        """Begin the transaction, wait for the locks, and run statements, all in one message."""
         lease = f"SELECT pg_advisory_xact_lock_shared({LEASE_LOCKS}, {self.server})" if self.server else ""
-        await self._execute(f"BEGIN; SELECT pg_advisory_xact_lock({self._key}); {lease}", "lock")
+        begin = f"BEGIN; SELECT pg_advisory_xact_lock({self._key}); {lease}; {statements}"
+        self.began = await self._execute(begin, "lock")
         self._keep_alive()
 
     async def fetch(self, name: str, query: str, *values: object) -> Sequence[Record]:
@@ -96,18 +98,19 @@ class Change:
             "commit and go on",
         )
 
-    async def commit(self, *, durably: bool = True) -> None:
+    async def commit(self, *, durably: bool = True, doing: str = "") -> None:
         """Commit.
 
         Args:
             durably: Whether to wait for the disk; not needed where only tables are changed that a crash empties.
+            doing: Statements to run just before, in the same message.
 
         Raises:
-            UnclearError: The connection was lost; the change was made or not.
+            UnclearError: The connection was lost, or a statement failed; the change was made or not.
         """
         self._stop_keepalive()
         try:
-            status = await self._execute_plainly(_COMMIT if durably else _COMMIT_SOON, "commit")
+            status = await self._execute_plainly(f"{'' if durably else _SOON}{doing}COMMIT", "commit")
         except (*LOST, asyncpg.PostgresError) as error:
             self._connection.terminate()
             message = "the connection to the catalog was lost while the change was committed: it was made or not"
@@ -173,15 +176,21 @@ class Changes:
         self._connections = connections
         self._lease = lease
         self._observe = observe
+        self._prepared: weakref.WeakKeyDictionary[Connection, str] = weakref.WeakKeyDictionary()
         self._locks: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
 
     @asynccontextmanager
-    async def entered(self, model_id: str, *, leased: bool = True) -> AsyncIterator[Change]:
+    async def entered(
+        self, model_id: str, *, leased: bool = True, prepared: str = "", beginning: Callable[[], str] = str
+    ) -> AsyncIterator[Change]:
         """Return a context manager with the change of a model; what it has not committed when it is left is taken back.
 
         Args:
             model_id: The model.
             leased: Whether it needs the lease of this server.
+            prepared: Statements that prepare others, run once on each connection.
+            beginning: Called when it is the turn of the change on this server: returns statements to run once the lock
+                is held, in the same message.
 
         Raises:
             UnavailableError: This server has no lease, PostgreSQL does not answer, or another change takes too long.
@@ -196,10 +205,21 @@ class Changes:
             connection = await self._connections.acquire("change")
             change = Change(model_id, server, connection, self._observe)
             try:
-                await change.begin()
+                await self._prepare(connection, prepared)
+                await change.begin(beginning())
                 yield change
             finally:
                 await run_to_end(self._leave(change, connection))
+
+    async def _prepare(self, connection: Connection, statements: str) -> None:
+        if statements and self._prepared.get(connection) != statements:
+            try:
+                with translated():
+                    await connection.execute(statements)
+            except BaseException:
+                connection.terminate()  # it is not known which of them are prepared
+                raise
+            self._prepared[connection] = statements
 
     async def _leave(self, change: Change, connection: Connection) -> None:
         try:

@@ -49,8 +49,13 @@ SETTINGS = {
     "idle_in_transaction_session_timeout": "10s",
     "default_transaction_isolation": "read committed",
     "jit": "off",  # it costs more than any query of ours takes
+    "tcp_keepalives_idle": "1",
+    "tcp_keepalives_interval": "1",
+    "tcp_keepalives_count": str(_SILENT_SECONDS - 1),
+    "tcp_user_timeout": f"{_SILENT_SECONDS}s",
 }
-"""The settings of each session. The second timeout frees the locks of a server that is frozen."""
+"""The settings of each session. The second timeout frees the locks of a server that is frozen; those of TCP free the
+locks of one that is cut off, and are the same at both ends, so that locks are free when the server connects again."""
 
 Observe = Callable[[str, float], object]
 """Called with the name of a query and the seconds that it took."""

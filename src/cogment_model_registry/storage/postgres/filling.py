@@ -47,7 +47,7 @@ SELECT $1, * FROM unnest($2::text[], $3::bigint[], $4::bigint[], $5::bigint[])
 
 
 @dataclass(frozen=True, slots=True)
-class FilledModel:
+class WholeModel:
     """A model with its archived versions, and what people have said of them.
 
     Attributes:
@@ -84,7 +84,7 @@ class Filling:
         """Return the ids of the models that are there."""
         return {row["model_id"] for row in await self._connections.fetch("known", "SELECT model_id FROM models")}
 
-    async def add_model(self, model: FilledModel) -> bool:
+    async def add_model(self, model: WholeModel) -> bool:
         """Add a model with all that it has, or nothing; return whether it was not there before.
 
         Raises:

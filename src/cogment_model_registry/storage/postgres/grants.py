@@ -5,13 +5,10 @@ from contextlib import asynccontextmanager
 
 import asyncpg
 
-from cogment_model_registry.errors import ExistsError, InvalidError, NotFoundError, quoted
-from cogment_model_registry.records.access import Grant, parse_scopes
+from cogment_model_registry.errors import InvalidError, NotFoundError, quoted
+from cogment_model_registry.records.access import Grant, scopes_of, scopes_text, taken_by
 from cogment_model_registry.storage.postgres.connections import Connections, opened_connections
 from cogment_model_registry.storage.postgres.rows import TIME_OFFSET
-
-_BETWEEN = "\n"
-"""Between two scopes in the table; no scope has it."""
 
 
 class Grants:
@@ -34,7 +31,7 @@ class Grants:
         grants = []
         for row in await self._connections.fetch("read_grants", query):
             try:
-                scopes = parse_scopes(row["scopes"].split(_BETWEEN))
+                scopes = scopes_of(row["scopes"])
             except InvalidError:
                 continue
             expires_ns = None if row["expires"] is None else row["expires"] + TIME_OFFSET
@@ -60,8 +57,7 @@ class Grants:
                         await connection.execute(_ADD, *_values(grant))
                 except asyncpg.UniqueViolationError:
                     holder = await connection.fetchval(_HOLDER, grant.name, grant.kind, grant.identity)
-                    what = "the name" if holder == grant.name else f"the {grant.kind}"
-                    raise ExistsError(f"{what} is taken by token {quoted(holder)}; revoke that one first") from None
+                    raise taken_by(grant, holder) from None
 
     async def remove(self, name: str) -> None:
         """Remove a grant, durably.
@@ -81,7 +77,7 @@ _HOLDER = "SELECT name FROM grants WHERE name = $1 OR (kind = $2 AND identity = 
 
 
 def _values(grant: Grant) -> tuple[object, ...]:
-    scopes = _BETWEEN.join(map(str, grant.scopes))
+    scopes = scopes_text(grant.scopes)
     expires = None if grant.expires_ns is None else grant.expires_ns - TIME_OFFSET
     return grant.name, grant.kind, grant.identity, scopes, grant.created_ns - TIME_OFFSET, expires
 

@@ -14,12 +14,13 @@ from time import time_ns
 from cogment_model_registry.errors import NotFoundError
 from cogment_model_registry.records.lifecycle import Annotations
 from cogment_model_registry.records.versions import VersionInfo
-from cogment_model_registry.storage.postgres.changes import LEASE_LOCKS
+from cogment_model_registry.storage.postgres.changes import LEASE_LOCKS, Change
 from cogment_model_registry.storage.postgres.core import NOTIFY, Core, Held
+from cogment_model_registry.storage.postgres.forgetting import forget_held
 from cogment_model_registry.storage.postgres.models import remove_model
 from cogment_model_registry.storage.postgres.notes import Note
 from cogment_model_registry.storage.postgres.pending import DELETE, LIST, Pending, pending_of
-from cogment_model_registry.storage.postgres.removing import forget_held, remove_archived
+from cogment_model_registry.storage.postgres.removing import remove_archived
 from cogment_model_registry.storage.postgres.rows import (
     TIME_OFFSET,
     VERSION,
@@ -28,10 +29,10 @@ from cogment_model_registry.storage.postgres.rows import (
     texts_of,
     version_values,
 )
-from cogment_model_registry.storage.postgres.translation import NoLeaseError
+from cogment_model_registry.storage.postgres.translation import NoLeaseError, Record
 
 _BATCH = 500
-"""How many versions are announced in one transaction."""
+"""How many versions are announced, or forgotten, in one transaction."""
 
 _DAY_NS = 24 * 3600 * 10**9
 _REQUESTS_MAX = 50_000
@@ -41,8 +42,10 @@ _TAKE = "INSERT INTO servers (endpoint) VALUES ($1) RETURNING server"
 _LEASES = "SELECT server, endpoint, beat FROM servers ORDER BY server"
 
 _BEAT = """
-UPDATE servers SET beat = beat + 1 WHERE server = $1
-RETURNING coalesce((SELECT generation FROM generation), 0) AS generation
+WITH own AS (UPDATE servers SET beat = beat + 1 WHERE server = $1 RETURNING server)
+SELECT server, endpoint, beat, EXISTS (SELECT FROM own) AS leased,
+    coalesce((SELECT generation FROM generation), 0) AS generation
+FROM servers ORDER BY server
 """
 
 _GENERATION = """
@@ -77,6 +80,11 @@ FROM transient t JOIN models m USING (life) LEFT JOIN heads h USING (life)
 WHERE t.holders = ARRAY[$1::integer] AND t.damage = '' ORDER BY is_newest DESC, t.number DESC
 """
 
+_COUNT_SOLE = """
+SELECT count(*) AS versions FROM transient t JOIN models m USING (life)
+WHERE t.holders = ARRAY[$1::integer] AND t.damage = ''
+"""
+
 _HELD = """
 SELECT m.model_id, t.number FROM transient t JOIN models m USING (life)
 WHERE $1::integer = ANY(t.holders) ORDER BY m.model_id, t.number
@@ -109,7 +117,11 @@ _IS_HELD = "SELECT FROM transient WHERE life = $1 AND number = $2 AND $3::intege
 
 _UNRESOLVED = f"{LIST} WHERE server = $1 OR NOT EXISTS (SELECT FROM servers s WHERE s.server = pending.server)"
 
-_PENDING = "SELECT EXISTS (SELECT FROM servers WHERE server = $2) AS leased FROM pending WHERE pending = $1"
+_PENDING = """
+SELECT EXISTS (SELECT FROM servers WHERE server = $2) AS leased, kind IN ('store', 'promote') AND EXISTS (
+    SELECT FROM versions v WHERE v.life = pending.life AND v.number = pending.number) AS is_archived
+FROM pending WHERE pending = $1
+"""
 
 _PRUNE = (
     "DELETE FROM deleted WHERE deleted < clock_timestamp() - interval '1 hour'",
@@ -150,6 +162,10 @@ class Holder:
     endpoint: str
 
 
+def _lease_of(row: Record) -> Lease:
+    return Lease(row["server"], row["endpoint"], row["beat"])
+
+
 class Resolution:
     """A pending change that is being resolved, while nobody else changes the model.
 
@@ -157,9 +173,18 @@ class Resolution:
         pending: The change.
     """
 
-    def __init__(self, pending: Pending) -> None:
+    def __init__(self, pending: Pending, change: Change) -> None:
         self.pending = pending
         self.is_finished = False
+        self._change = change
+
+    async def check(self) -> None:
+        """Check that nobody else can have changed the model since this began.
+
+        Raises:
+            UnavailableError: The lock may be lost.
+        """
+        await self._change.fetch("check lock", "SELECT")
 
     def finish(self) -> None:
         """Let the rows of what was to be removed go, since the archive has not got all of it any more."""
@@ -199,27 +224,27 @@ class Leases:
         generation: int = row["generation"]
         return generation
 
-    async def beat(self) -> bool:
+    async def beat(self) -> list[Lease] | None:
         """Let the lease of this server beat, and announce what it holds if PostgreSQL has crashed since the last beat.
 
         Returns:
-            Whether the lease still exists. Otherwise the bytes of all transient versions are of no use any more, since
-            nobody finds them, and `take` takes a new lease.
+            All leases; None if this server's does not exist any more. Then the bytes of all its transient versions are
+            of no use, since nobody finds them, and `take` takes a new lease.
         """
         rows = await self._connections.fetch("beat", _BEAT, self._core.server, kind="lease")
-        if not rows:
-            return False
+        if not rows or not rows[0]["leased"]:
+            return None
         await self._settle()
         if rows[0]["generation"] != self._core.generation:
             generation = await self._generation()
             await self._announce()
             self._core.generation = generation
-        return True
+        return [_lease_of(row) for row in rows]
 
     async def servers(self) -> list[Lease]:
         """Return all leases."""
         rows = await self._connections.fetch("read leases", _LEASES, kind="lease")
-        return [Lease(row["server"], row["endpoint"], row["beat"]) for row in rows]
+        return [_lease_of(row) for row in rows]
 
     async def remove(self, server: int) -> None:
         """Remove a lease with what it holds, this server's own or that of a server that is gone.
@@ -277,6 +302,12 @@ class Leases:
         rows = await self._connections.fetch("read sole", _SOLE, server)
         return [(info_of(row["model_id"], row), bool(row["is_newest"])) for row in rows]
 
+    async def count_sole(self, server: int) -> int:
+        """Return how many transient versions a server alone has."""
+        [row] = await self._connections.fetch("count sole", _COUNT_SOLE, server)
+        versions: int = row["versions"]
+        return versions
+
     def give_up_held(self) -> list[VersionInfo]:
         """Hold nothing any more; return what this server had."""
         infos = [held.info for held in self._core.held.values()]
@@ -293,9 +324,9 @@ class Leases:
     async def _settle(self) -> None:
         """Do what could not be done, or was not clear, while PostgreSQL did not answer."""
         core = self._core
-        while core.forgotten:
-            await forget_held(core, core.forgotten[0])
-            core.forgotten.pop(0)
+        while forgotten := core.forgotten[:_BATCH]:
+            await forget_held(core, forgotten)
+            del core.forgotten[: len(forgotten)]
         while core.unclear:
             held = core.unclear[0]
             rows = await self._connections.fetch("read unclear", _IS_HELD, held.life, held.info.number, core.server)
@@ -352,7 +383,12 @@ class Leases:
                 yield None
                 return
             self._core.require_lease(rows[0]["leased"])
-            resolution = Resolution(pending)
+            if rows[0]["is_archived"]:  # a later promotion of the same version succeeded, and the archive has its files
+                await change.fetch("end pending", DELETE, key)
+                await change.commit()
+                yield None
+                return
+            resolution = Resolution(pending, change)
             yield resolution
             if resolution.is_finished and pending.kind == "remove":
                 await remove_archived(self._core, change, ref, pending.number, key)

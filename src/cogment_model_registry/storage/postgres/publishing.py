@@ -1,15 +1,15 @@
-"""The publishing of a version: a number, and its row.
+"""The publishing of versions: their numbers, and the rows of archived ones. `batches` has the transient ones.
 
-A transient version takes one transaction, of tables that a crash empties: it waits for no disk. Its number comes from
-`heads`, which a crash empties too; so `models.mark` has a number up to which none may be given again, and is raised
-ahead, durably, by a block. Without a head, the next number is the one after the mark.
+Numbers come from `heads`, which a crash empties; so `models.mark` has a number up to which none may be given again, and
+is raised ahead, durably, by a block. Without a head, the next number is the one after the mark.
 """
 
 from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from time import time_ns
 
-from cogment_model_registry.errors import ModelRegistryError, NotFoundError, UnavailableError
+from cogment_model_registry.errors import NotFoundError, UnavailableError
 from cogment_model_registry.records.lifecycle import AliasChange, Annotations
 from cogment_model_registry.records.uploads import UploadRequest
 from cogment_model_registry.records.versions import VERSION_NUMBER_MAX, VersionInfo, check_version_number
@@ -17,10 +17,9 @@ from cogment_model_registry.registry import journals
 from cogment_model_registry.registry.contracts import ModelRef, Slot
 from cogment_model_registry.storage.postgres import aliases, pending
 from cogment_model_registry.storage.postgres.changes import Change
-from cogment_model_registry.storage.postgres.core import NOTIFY, Core, Held
+from cogment_model_registry.storage.postgres.core import NOTIFY, Core
 from cogment_model_registry.storage.postgres.notes import Note
 from cogment_model_registry.storage.postgres.rows import TIME_OFFSET, metric_rows, signers_of, version_values
-from cogment_model_registry.storage.postgres.translation import UnclearError
 
 NUMBER_BLOCK = 1000
 """How many numbers are made durable ahead: one sync for as many publishes, and as many skipped after a crash."""
@@ -32,9 +31,9 @@ TAKE = f"""
 WITH fence AS (SELECT EXISTS (SELECT FROM servers WHERE server = $2) AS leased),
 model AS (SELECT life, mark, signers FROM models CROSS JOIN fence WHERE life = $1 AND leased),
 taken AS (
-    INSERT INTO heads AS h (life, last_number) SELECT life, greatest(mark, $3::bigint) + 1 FROM model
+    INSERT INTO heads AS h (life, last_number) SELECT life, greatest(mark, $3::bigint) + $4 FROM model
     ON CONFLICT (life) DO UPDATE
-        SET last_number = greatest(h.last_number, $3) + 1, stamp = pg_current_xact_id()
+        SET last_number = greatest(h.last_number, $3) + $4, stamp = pg_current_xact_id()
     RETURNING last_number
 ),
 raised AS (
@@ -43,16 +42,6 @@ raised AS (
 )
 SELECT fence.leased, model.signers, taken.last_number, raised.mark IS NOT NULL AS is_raised
 FROM fence LEFT JOIN model ON true LEFT JOIN taken ON true LEFT JOIN raised ON true
-"""
-
-SHOW_TRANSIENT = """
-WITH shown AS (
-    INSERT INTO transient (life, number, created, data_hash, data_size, signature, user_data, tags, metrics, revision,
-        holders)
-    VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, ARRAY[$11::integer])
-),
-appeared AS (INSERT INTO appearances VALUES ($1, $2, $12) ON CONFLICT DO NOTHING)
-SELECT pg_notify('cogment_model_registry', message) FROM unnest($13::text[]) AS message
 """
 
 SHOW_ARCHIVED = """
@@ -71,7 +60,7 @@ DELETE FROM pending WHERE pending = $12
 PUT_METRICS = "INSERT INTO metrics (life, number, name, value) SELECT $1, $2, * FROM unnest($3::text[], $4::float8[])"
 
 PUT_REQUEST = """
-INSERT INTO {table} AS r VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT (request_id) DO UPDATE
+INSERT INTO requests AS r VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT (request_id) DO UPDATE
     SET digest = $2, model_id = $3, life = $4, number = $5, finished = $6
     WHERE NOT EXISTS (SELECT FROM visible v WHERE v.life = r.life AND v.number = r.number)
 RETURNING number
@@ -80,8 +69,25 @@ RETURNING number
 FORGET_APPEARANCES = "DELETE FROM appearances WHERE life = $1 AND number <= $2"
 
 
-class _Slot(Slot):
-    """A place for a version in one change."""
+class UploadFinishedError(UnavailableError):
+    """Another server has finished the same upload: the client had lost its reply, and repeated it here.
+
+    The next attempt finds the version.
+    """
+
+    def __init__(self) -> None:
+        super().__init__("another server has just finished this upload; try again")
+
+
+class OwnSlot(Slot):
+    """A place for a version in one change.
+
+    Attributes:
+        info: The version that is to be visible; None until `show`.
+        annotations: What people say of it.
+        is_annotated: Whether anything was said of it.
+        request: The upload that made it.
+    """
 
     def __init__(self, number: int) -> None:
         self.number = number
@@ -97,78 +103,66 @@ class _Slot(Slot):
     def show(self, info: VersionInfo) -> None:
         self.info = info
 
+    def record_created(self, info: VersionInfo) -> None:
+        """Record in the journal of the call that the version was created."""
+        journals.record_created(info, self.annotations if self.is_annotated else None)
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """Numbers that a change has taken.
+
+    Attributes:
+        first: The first one; the others follow.
+        is_raised: Whether the mark was raised, so that the change has to be durable.
+    """
+
+    first: int
+    is_raised: bool
+
+
+async def take_numbers(core: Core, change: Change, ref: ModelRef, count: int) -> Taken:
+    """Take the next numbers of a model, and know its signers until the change ends.
+
+    Raises:
+        NotFoundError: That life of the model is over.
+        UnavailableError: The lease of this server is gone.
+    """
+    row = await change.fetch_one("take number", TAKE, ref.life, change.server, core.given.get(ref.life, 0), count)
+    core.require_lease(row["leased"])
+    last: int | None = row["last_number"]
+    if last is None:
+        raise NotFoundError.model(ref.model_id)
+    core.given[ref.life] = last
+    core.signers[ref.life] = signers_of(row)
+    return Taken(last - count + 1, row["is_raised"])
+
 
 @asynccontextmanager
-async def publishing(core: Core, ref: ModelRef, archived: bool) -> AsyncGenerator[Slot, None]:
-    """Return the change that publishes a version; see `Catalog.publishing`."""
+async def publishing_archived(core: Core, ref: ModelRef) -> AsyncGenerator[Slot, None]:
+    """Return the change that publishes an archived version; see `Catalog.publishing`."""
     async with core.changes.entered(ref.model_id) as change:
-        slot, is_raised = await _take(core, change, ref)
-        key = 0
-        if archived:
-            key = await pending.begin(change, "store", ref, slot.number)
-            is_raised = False
-            core.entered.add(key)
         try:
+            number = (await take_numbers(core, change, ref, 1)).first
+            check_version_number(number, ref.model_id)
+            slot = OwnSlot(number)
+            key = await pending.begin(change, "store", ref, number)
+            core.entered.add(key)
             try:
-                yield slot
-            except BaseException:
-                # The number is used up nevertheless. What an archive has is removed with the pending row.
-                if not archived:
-                    with suppress(ModelRegistryError):
-                        await change.commit(durably=is_raised)
-                raise
-            if slot.info is None:
-                if archived:
+                yield slot  # after an error, what the archive has is removed with the pending row
+                if slot.info is None:
                     await change.fetch("end pending", pending.DELETE, key)
-                await change.commit(durably=archived or is_raised)
-            elif archived:
-                await _show_archived(core, change, ref, slot, slot.info, key=key)
-            else:
-                await _show_transient(core, change, ref, slot, slot.info, is_raised=is_raised)
+                    await change.commit()
+                else:
+                    await _show_archived(core, change, ref, slot, slot.info, key=key)
+            finally:
+                core.entered.discard(key)
         finally:
-            core.entered.discard(key)
             core.signers.pop(ref.life, None)
 
 
-async def _take(core: Core, change: Change, ref: ModelRef) -> tuple[_Slot, bool]:
-    """Return the place of the next number, and whether the mark was raised."""
-    row = await change.fetch_one("take number", TAKE, ref.life, change.server, core.given.get(ref.life, 0))
-    core.require_lease(row["leased"])
-    number = row["last_number"]
-    if number is None:
-        raise NotFoundError.model(ref.model_id)
-    check_version_number(number, ref.model_id)
-    core.given[ref.life] = number
-    core.signers[ref.life] = signers_of(row)
-    return _Slot(number), row["is_raised"]
-
-
-async def _show_transient(
-    core: Core, change: Change, ref: ModelRef, slot: _Slot, info: VersionInfo, *, is_raised: bool
-) -> None:
-    sending = core.sending(Note("shown", ref.model_id, ref.life, [info.number], info=info))
-    now = time_ns() - TIME_OFFSET
-    values = (ref.life, *version_values(info, slot.annotations), change.server, now, sending.messages)
-    await change.fetch("show transient", SHOW_TRANSIENT, *values)
-    if slot.request is not None:
-        await _put_request(change, ref, info, slot.request, now)
-    await _forget_appearances(change, ref, info.number)
-    await _take_missed(core, ref, info.number)
-    key = info.model_id, info.number
-    held = core.held[key] = Held(ref.life, info, slot.annotations)
-    try:
-        await sending.commit(change, durably=is_raised)
-    except UnclearError:
-        core.unclear.append(held)
-        raise
-    except BaseException:
-        core.held.pop(key, None)
-        raise
-    journals.record_created(info, slot.annotations if slot.is_annotated else None)
-
-
 async def _show_archived(
-    core: Core, change: Change, ref: ModelRef, slot: _Slot, info: VersionInfo, *, key: int
+    core: Core, change: Change, ref: ModelRef, slot: OwnSlot, info: VersionInfo, *, key: int
 ) -> None:
     now_ns = time_ns()
     now = now_ns - TIME_OFFSET
@@ -182,12 +176,12 @@ async def _show_archived(
             changes = [AliasChange(name, info.number) for name in slot.request.aliases]
             moved = await aliases.put(change, ref, changes, now_ns)
             notes.append(Note("changed", ref.model_id, ref.life))
-    await _forget_appearances(change, ref, info.number)
-    await _take_missed(core, ref, info.number)
+    await forget_appearances(change, ref, info.number, info.number)
+    await take_missed(core, ref, info.number)
     sending = core.sending(*notes)
     await change.fetch("notify", NOTIFY, sending.messages)
     await sending.commit(change)
-    journals.record_created(info, slot.annotations if slot.is_annotated else None)
+    slot.record_created(info)
     if moved is not None:
         journals.record_aliases(ref.model_id, *moved)
 
@@ -202,21 +196,21 @@ async def _put_request(change: Change, ref: ModelRef, info: VersionInfo, request
     """Record that an upload made this version.
 
     Raises:
-        UnavailableError: Another server has finished the same upload since this one looked: the client had lost its
-            reply, and repeated it here. The next attempt finds the version.
+        UnavailableError: Another server has finished the same upload since this one looked.
     """
-    sql = PUT_REQUEST.format(table="requests" if info.archived else "transient_requests")
     values = (request.request_id, request.digest, ref.model_id, ref.life, info.number, now)
-    if not await change.fetch("put request", sql, *values):
-        raise UnavailableError("another server has just finished this upload; try again")
+    if not await change.fetch("put request", PUT_REQUEST, *values):
+        raise UploadFinishedError
 
 
-async def _forget_appearances(change: Change, ref: ModelRef, number: int) -> None:
-    if number % _APPEARANCES == 0:
-        await change.fetch("forget appearances", FORGET_APPEARANCES, ref.life, number - _APPEARANCES)
+async def forget_appearances(change: Change, ref: ModelRef, first: int, last: int) -> None:
+    """Forget when versions became visible that are long before those with the numbers from `first` to `last`."""
+    turn = last - last % _APPEARANCES
+    if turn >= first:
+        await change.fetch("forget appearances", FORGET_APPEARANCES, ref.life, turn - _APPEARANCES)
 
 
-async def _take_missed(core: Core, ref: ModelRef, number: int) -> None:
+async def take_missed(core: Core, ref: ModelRef, number: int) -> None:
     """Record versions of other servers that come before this one, if they were not heard of yet."""
     line = core.lines.find(ref.model_id)
     if line is not None and line.life == ref.life and line.history.last_number < number - 1:

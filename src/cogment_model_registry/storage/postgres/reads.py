@@ -61,6 +61,8 @@ _NEWEST = """coalesce(greatest(
 
 FIND = "SELECT life FROM models WHERE model_id = $1"
 
+FIND_WITH_SIGNERS = "SELECT life, signers FROM models WHERE model_id = $1"
+
 MODEL = "SELECT life, model_id, user_data FROM models WHERE model_id = $1"
 
 MODELS = "SELECT model_id, user_data FROM models ORDER BY model_id OFFSET $1 LIMIT $2"
@@ -202,6 +204,14 @@ class Reads:
         self._core.cache.put_ref(ref)
         return ref
 
+    async def find_with_signers(self, model_id: str) -> tuple[ModelRef, Sequence[PublicKey]]:
+        rows = await self._join("find", FIND_WITH_SIGNERS, model_id)
+        if not rows:
+            raise NotFoundError.model(model_id)
+        ref, signers = ModelRef(model_id, rows[0]["life"]), signers_of(rows[0])
+        self._core.cache.put_ref(ref)
+        return ref, signers
+
     async def get_model(self, model_id: str) -> ModelInfo:
         try:
             rows = await self._connections.fetch("get_model", MODEL, model_id)
@@ -216,14 +226,23 @@ class Reads:
         return info
 
     async def get_versions(self, model_id: str, numbers: Sequence[int]) -> list[VersionInfo]:
+        return (await self._find_versions(model_id, numbers))[1]
+
+    async def find_version(self, model_id: str, number: int) -> tuple[ModelRef, VersionInfo]:
+        ref, [info] = await self._find_versions(model_id, [number])
+        return ref, info
+
+    async def _find_versions(self, model_id: str, numbers: Sequence[int]) -> tuple[ModelRef, list[VersionInfo]]:
+        cache = self._core.cache
         try:
             ref, infos = await self._get_versions(model_id, numbers)
         except CatalogAwayError:
-            if (known := self._core.cache.get_versions(model_id, numbers)) is None:
+            known_ref, known = cache.find(model_id), cache.get_versions(model_id, numbers)
+            if known_ref is None or known is None:
                 raise
-            return known
-        self._core.cache.put_versions(ref, numbers, infos)
-        return infos
+            return known_ref, known
+        cache.put_versions(ref, numbers, infos)
+        return ref, infos
 
     async def _get_versions(self, model_id: str, numbers: Sequence[int]) -> tuple[ModelRef, list[VersionInfo]]:
         wanted = {number for number in numbers if abs(number) <= _NUMBER_MAX}

@@ -6,17 +6,17 @@ from dataclasses import replace
 
 import structlog
 
-from cogment_model_registry.errors import DataLossError, UnavailableError
+from cogment_model_registry.errors import DataLossError
 from cogment_model_registry.records.lifecycle import Version
 from cogment_model_registry.records.versions import VersionInfo
 from cogment_model_registry.registry import journals
 from cogment_model_registry.registry.contracts import ModelRef, Promotion
 from cogment_model_registry.storage.postgres import aliases, pending
 from cogment_model_registry.storage.postgres.changes import Change
-from cogment_model_registry.storage.postgres.core import NOTIFY, Core, Held
+from cogment_model_registry.storage.postgres.core import NOTIFY, Core
 from cogment_model_registry.storage.postgres.notes import Note
 from cogment_model_registry.storage.postgres.publishing import put_metrics
-from cogment_model_registry.storage.postgres.rows import TIME_OFFSET, alias_of, escaped, version_values
+from cogment_model_registry.storage.postgres.rows import alias_of, escaped, version_values
 from cogment_model_registry.storage.postgres.versions import require_version
 
 _log = structlog.stdlib.get_logger(__name__)
@@ -55,23 +55,6 @@ DELETE_VERSION = "DELETE FROM versions WHERE life = $1 AND number = $2"
 REMOVE_TRANSIENT = """
 WITH gone AS (DELETE FROM transient WHERE life = $1 AND number = $2)
 INSERT INTO deleted (life, number) VALUES ($1, $2) ON CONFLICT DO NOTHING
-"""
-
-FORGET = """
-WITH held AS (
-    SELECT life, number, holders FROM transient
-    WHERE life = $1 AND number = $2 AND created = $3 AND data_hash = $4 FOR UPDATE
-),
-kept AS (
-    UPDATE transient t SET holders = array_remove(t.holders, $5::integer) FROM held
-    WHERE t.life = held.life AND t.number = held.number AND held.holders <> ARRAY[$5::integer]
-        AND $5::integer = ANY(held.holders)
-),
-gone AS (
-    DELETE FROM transient t USING held
-    WHERE t.life = held.life AND t.number = held.number AND held.holders = ARRAY[$5::integer] RETURNING t.number
-)
-SELECT pg_notify('cogment_model_registry', message) FROM gone CROSS JOIN unnest($6::text[]) AS message
 """
 
 MARK_DAMAGED = """
@@ -180,35 +163,6 @@ async def remove_archived(core: Core, change: Change, ref: ModelRef, number: int
     sending = core.sending(*notes)
     await change.fetch("notify", NOTIFY, sending.messages)
     await sending.commit(change)
-
-
-async def forget(core: Core, info: VersionInfo) -> None:
-    """Record that this server has not the bytes of a version any more; see `Catalog.forget`.
-
-    It takes no lock of the model: versions are evicted while others of the same model are published. While PostgreSQL
-    is away, it is done later (see `Leases.beat`).
-    """
-    held = core.held.get((info.model_id, info.number))
-    if held is None or (held.info is not info and held.info != info):
-        return
-    del core.held[info.model_id, info.number]
-    try:
-        await forget_held(core, held)
-    except UnavailableError:
-        core.forgotten.append(held)
-
-
-async def forget_held(core: Core, held: Held) -> None:
-    """Record that this server has not the bytes of a version any more.
-
-    Raises:
-        UnavailableError: PostgreSQL does not answer.
-    """
-    info = held.info
-    sending = core.sending(Note("lost", info.model_id, held.life, [info.number], "evicted"))
-    values = held.life, info.number, info.created_ns - TIME_OFFSET, info.data_hash, core.server, sending.messages
-    if await core.connections.fetch("forget", FORGET, *values):
-        sending.take()
 
 
 async def mark_damaged(core: Core, ref: ModelRef, error: DataLossError) -> None:

@@ -30,7 +30,9 @@ class Connection(Protocol):
     async def fetchval(self, query: str, *values: object, timeout: float | None = None) -> Any:
         """Return the first column of the first row; None for none."""
 
-    def transaction(self) -> AbstractAsyncContextManager[object]:
+    def transaction(
+        self, *, isolation: str | None = None, readonly: bool = False
+    ) -> AbstractAsyncContextManager[object]:
         """Return the context manager in which a transaction is open."""
 
     def get_server_pid(self) -> int:

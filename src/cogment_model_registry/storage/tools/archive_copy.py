@@ -8,7 +8,7 @@ written. The database of the catalog comes last, so each of its aliases points t
 import contextlib
 import os
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 
@@ -60,15 +60,24 @@ async def copy_archive(source: FolderArchive, target: FolderArchive, advance: Ca
     present = {contents.info.model_id: contents for contents in await target.scan()}
     if not models:
         raise NotFoundError("the archive has no model, so nothing was copied")
-    _check_is_copy(models, present)
+    check_is_copy(models, present)
     copied = Copied()
     for contents in models:
-        await _copy_model(source, target, contents, present.get(contents.info.model_id), copied=copied, advance=advance)
+        await copy_model(source, target, contents, present.get(contents.info.model_id), copied=copied, advance=advance)
         copied.models += 1
     return copied
 
 
-def _check_is_copy(models: Sequence[FolderContents], present: dict[str, FolderContents]) -> None:
+def check_is_copy(models: Sequence[FolderContents], present: Mapping[str, FolderContents]) -> None:
+    """Refuse a place that is no copy of an archive.
+
+    Args:
+        models: What the archive has.
+        present: What the place has, by model.
+
+    Raises:
+        InvalidError: It has what the archive does not have.
+    """
     by_id = {contents.info.model_id: contents for contents in models}
     for model_id, found in present.items():
         expected = by_id.get(model_id)
@@ -80,7 +89,7 @@ def _check_is_copy(models: Sequence[FolderContents], present: dict[str, FolderCo
             raise InvalidError(f"{message}: copy to a new place")
 
 
-async def _copy_model(
+async def copy_model(
     source: FolderArchive,
     target: FolderArchive,
     contents: FolderContents,
@@ -89,6 +98,20 @@ async def _copy_model(
     copied: Copied,
     advance: Callable[[int], None],
 ) -> None:
+    """Copy a model.
+
+    Args:
+        source: The archive.
+        target: The copy.
+        contents: What of the model is copied.
+        present: What the copy has of it; None for nothing.
+        copied: Where to add what was done.
+        advance: Called with the bytes of versions that were copied, or need not be.
+
+    Raises:
+        InvalidError: The copy has another version with the number of one.
+        UnavailableError: One of them failed.
+    """
     model_id = contents.info.model_id
     if present is None or present.info != contents.info:
         await target.write_model(contents.info)

@@ -34,6 +34,7 @@ class Run(Protocol):
 def export_model(
     run: Run,
     archive: BucketArchive,
+    contents: FolderContents | None,
     model_id: str,
     write: Callable[[bytes], object],
     *,
@@ -47,6 +48,7 @@ def export_model(
     Args:
         run: Runs the event loop.
         archive: The archive, opened to be read.
+        contents: What of the model is exported; None for what the archive has, which is found out.
         model_id: The model.
         write: See there.
         skip_damaged: See there.
@@ -59,7 +61,7 @@ def export_model(
         NotFoundError: The model does not exist, or is deleted during the export.
         UnavailableError: The store failed.
     """
-    contents = run(archive.scan_model(model_id))
+    contents = contents or run(archive.scan_model(model_id))
     if contents is None:
         raise NotFoundError.model(model_id)
     source = _BucketSource(run, archive, contents)

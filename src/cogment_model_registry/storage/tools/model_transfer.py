@@ -7,6 +7,7 @@ there is no such model; so the model is imported with all of it or not at all.
 import contextlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from sqlite3 import Connection
 from typing import BinaryIO
 
 from cogment_model_registry.errors import DataLossError, InvalidError, PreconditionError, counted, quoted
@@ -77,7 +78,16 @@ def annotating(
         warn: Called with a line for each thing that is left out.
         skip_damaged: Whether to leave out what is damaged.
     """
-    notes = _notes(place, model_id, warn if skip_damaged else None)
+    return annotating_with(_notes(place, model_id, warn if skip_damaged else None), warn)
+
+
+def annotating_with(notes: ModelNotes, warn: Callable[[str], object]) -> export_writer.Annotate:
+    """Return what annotates an export with notes.
+
+    Args:
+        notes: The notes on the model.
+        warn: Called with a line for each thing that is left out.
+    """
 
     def annotate(exported: Mapping[int, Identity]) -> export_format.Annotations | None:
         kept = notes.restricted(
@@ -200,19 +210,30 @@ def _kept(
         return
     with contextlib.closing(open_for_writing(place.database, tables.MIGRATIONS)) as connection:
         place.files.give(place.root, layout.CATALOG_NAME)
-        connection.execute("BEGIN IMMEDIATE")
-        tables.remove_model(connection, model_id)
-        requests.mark_gone(connection, model_id)
-        for info in read(notes.versions):
-            tables.put_versions(connection, [info])
-        if notes:
-            put_notes(connection, model_id, notes)
-        connection.execute("COMMIT")
+        replace_notes(connection, model_id, notes, read(notes.versions))
         try:
             yield
         except BaseException:
             tables.remove_model(connection, model_id)
             raise
+
+
+def replace_notes(connection: Connection, model_id: str, notes: ModelNotes, infos: Iterable[VersionInfo]) -> None:
+    """Put notes on a model into a database, in place of all that it has on a model of that name.
+
+    Args:
+        connection: The database, with no transaction.
+        model_id: The model.
+        notes: The notes.
+        infos: The versions that they are on.
+    """
+    connection.execute("BEGIN IMMEDIATE")
+    tables.remove_model(connection, model_id)
+    requests.mark_gone(connection, model_id)
+    tables.put_versions(connection, infos)
+    if notes:
+        put_notes(connection, model_id, notes)
+    connection.execute("COMMIT")
 
 
 def summary(annotations: export_format.Annotations | None) -> str:

@@ -17,7 +17,7 @@ from cogment_model_registry.storage.catalog.notes import ModelNotes, VersionNote
 from cogment_model_registry.storage.catalog.snapshot import opened_snapshot
 from cogment_model_registry.storage.filesystem.layout import CATALOG_NAME
 from cogment_model_registry.storage.folder import FolderContents
-from cogment_model_registry.storage.postgres.filling import FilledModel, Filling
+from cogment_model_registry.storage.postgres.filling import Filling, WholeModel
 
 _BATCH = 256
 
@@ -134,11 +134,11 @@ def _is_of(notes: VersionNotes | None, info: VersionInfo) -> bool:
     return notes is None or notes.may_be_of((info.created_ns, info.data_hash))
 
 
-def _filled(contents: ModelContents, infos: list[VersionInfo], notes: ModelNotes) -> FilledModel:
+def _filled(contents: ModelContents, infos: list[VersionInfo], notes: ModelNotes) -> WholeModel:
     by_number = {info.number: info for info in infos}
     mark = contents.high_water_mark if isinstance(contents, FolderContents) else 0
     kept = notes.restricted(lambda number, each: number in by_number and _is_of(each, by_number[number]))
-    return FilledModel(
+    return WholeModel(
         ModelInfo(contents.info.model_id, contents.info.user_data),
         max(contents.last_number, mark),
         infos,

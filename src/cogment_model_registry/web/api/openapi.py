@@ -30,7 +30,8 @@ def _object(optional: tuple[str, ...] = (), **properties: Mapping[str, Any]) -> 
 
 
 def _page(name: str, of: str) -> dict[str, Any]:
-    return _object(**{name: _list(_ref(of)), "next_page_token": TEXT})
+    properties: dict[str, Any] = {name: _list(_ref(of)), "next_page_token": TEXT}
+    return {"type": "object", "properties": properties, "required": [*properties], "additionalProperties": False}
 
 
 _VERSION = {

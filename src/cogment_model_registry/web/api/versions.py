@@ -90,17 +90,22 @@ async def put_alias(request: Request) -> Response:
     """Point an alias to a version."""
     parameters(request, ())
     fields = await read_fields(request, version=object, expected=REVISIONS)
-    version = fields.get("version")
-    is_number = isinstance(version, int) and not isinstance(version, bool) and abs(version) in NUMBERS
-    if not is_number and not isinstance(version, str):
-        raise InvalidError("the body must have the field version: a number, latest, or an alias")
     alias = await registry_of(request).set_alias(
         request.path_params["model"],
         request.path_params["alias"],
-        key_of(version) if isinstance(version, str) else version,
+        _target_of(fields.get("version")),
         expected=fields.get("expected"),
     )
     return JSONResponse(alias_as_json(alias))
+
+
+def _target_of(version: object) -> int | str:
+    """Return the version in a body."""
+    if isinstance(version, str):
+        return key_of(version)
+    if isinstance(version, int) and not isinstance(version, bool) and abs(version) in NUMBERS:
+        return version
+    raise InvalidError("the body must have the field version: a number, latest, or an alias")
 
 
 async def delete_alias(request: Request) -> Response:
