@@ -23,7 +23,7 @@ from cogment_model_registry.web.pages.live import Feed, Sent
 from cogment_model_registry.web.pages.queries import pace_of
 from cogment_model_registry.web.pages.retention import parsed_rules
 from cogment_model_registry.web.pages.rights import rights_of
-from cogment_model_registry.web.pages.tensors import _MalformedError, parse_header
+from cogment_model_registry.web.pages.tensors import MalformedError, parse_header
 from cogment_model_registry.web.pages.version import quoted_text
 from cogment_model_registry.web.pages.version_changes import changed_notes
 from cogment_model_registry.wire.forwarding import Description
@@ -94,13 +94,13 @@ def test_the_header_of_a_safetensors_file_has_its_tensors() -> None:
     ],
 )
 def test_a_hostile_header_is_refused(header: object) -> None:
-    with pytest.raises(_MalformedError):
+    with pytest.raises(MalformedError):
         _header(header, 100)
 
 
 @pytest.mark.parametrize("text", [b"", b"{", b"[" * 100_000, b"\xff{}", b"null"])
 def test_a_header_that_is_no_object_is_refused(text: bytes) -> None:
-    with pytest.raises(_MalformedError):
+    with pytest.raises(MalformedError):
         parse_header(text, 8, 8)
 
 

@@ -10,7 +10,6 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
 from cogment_model_registry.errors import ModelRegistryError
-from cogment_model_registry.records.access import ANY
 from cogment_model_registry.records.history import HistoryEntry
 from cogment_model_registry.records.lifecycle import Alias, ModelSummary, Version
 from cogment_model_registry.web.pages.changes import Outcome, Plan, whole_number
@@ -215,11 +214,6 @@ async def remove(request: Request, fields: Mapping[str, str]) -> Outcome:
         undo = with_query(path_of("models", model_id, "aliases", name, "move"), version=before.version_number)
         links = {f"Undo: point it to {before.version_number} again": undo, **links}
     return Outcome(f"The alias {name} is removed", (), links)
-
-
-def may_any(rights: Rights, model_id: str) -> bool:
-    """Return whether somebody may move at least some aliases of a model."""
-    return rights.may("alias", model_id) or rights.may("alias", model_id, ANY)
 
 
 async def create(request: Request) -> Response:

@@ -107,5 +107,5 @@ async def show(request: Request) -> Response:
 def rows_of(
     models: Sequence[ModelSummary], paces: dict[str, Pace], counts: dict[str, tuple[int, int]]
 ) -> list[ModelRow]:
-    """Return the rows of models, which are those of which somebody lags most first."""
+    """Return the rows of models."""
     return [ModelRow(model, paces.get(model.model_id, Pace()), *counts.get(model.model_id, (0, 0))) for model in models]

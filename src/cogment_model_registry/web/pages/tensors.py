@@ -78,7 +78,7 @@ NOTHING = Listing()
 """The listing of a version that is no such file."""
 
 
-class _MalformedError(Exception):
+class MalformedError(Exception):
     """The header is wrong; the message says in what way."""
 
 
@@ -100,7 +100,7 @@ async def read_listing(registry: Registry, version: Version) -> Listing:
         return Listing(problem=error.message)
     try:
         return parse_header(head[_LENGTH_BYTES:end], end, version.data_size_bytes)
-    except _MalformedError as error:
+    except MalformedError as error:
         return Listing(problem=f"It looks like a safetensors file, but {error}.")
 
 
@@ -113,19 +113,19 @@ def parse_header(text: bytes, start: int, size_bytes: int) -> Listing:
         size_bytes: The size of the whole file.
 
     Raises:
-        _MalformedError: It is wrong.
+        MalformedError: It is wrong.
     """
     try:
         header = json.loads(text.decode("utf-8"))
     except (ValueError, RecursionError):
-        raise _MalformedError("its header is not JSON") from None
+        raise MalformedError("its header is not JSON") from None
     if not isinstance(header, dict):
-        raise _MalformedError("its header is not an object")
+        raise MalformedError("its header is not an object")
     metadata = header.pop(RESERVED_NAME, None) or {}
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
-        raise _MalformedError("its metadata is not text")
+        raise MalformedError("its metadata is not text")
     if len(header) > _TENSORS_MAX:
-        raise _MalformedError(f"it has {len(header):,} tensors; up to {_TENSORS_MAX:,} are shown")
+        raise MalformedError(f"it has {len(header):,} tensors; up to {_TENSORS_MAX:,} are shown")
     return Listing([_tensor(name, entry, start, size_bytes) for name, entry in header.items()], metadata)
 
 
@@ -134,13 +134,13 @@ def _tensor(name: str, entry: object, start: int, size_bytes: int) -> Tensor:
         case {"dtype": str(code), "shape": [*shape], "data_offsets": [begin, end]}:
             pass
         case _:
-            raise _MalformedError(f"the entry of {name[:80]!r} is malformed")
+            raise MalformedError(f"the entry of {name[:80]!r} is malformed")
     numbers = (*shape, begin, end)
     if len(shape) > _DIMENSIONS_MAX or not all(type(each) is int and 0 <= each < 2**63 for each in numbers):
-        raise _MalformedError(f"the entry of {name[:80]!r} is malformed")
+        raise MalformedError(f"the entry of {name[:80]!r} is malformed")
     if not begin <= end <= size_bytes - start:
-        raise _MalformedError(f"{name[:80]!r} lies outside of the file")
+        raise MalformedError(f"{name[:80]!r} lies outside of the file")
     dtype, element_bytes = _SIZES.get(code, (code[:20], 0))
     if element_bytes and math.prod(shape) * element_bytes != end - begin:
-        raise _MalformedError(f"the size of {name[:80]!r} does not fit its shape")
+        raise MalformedError(f"the size of {name[:80]!r} does not fit its shape")
     return Tensor(name, dtype, tuple(shape), start + begin, end - begin)
