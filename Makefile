@@ -29,7 +29,7 @@ export PYTHONPYCACHEPREFIX := $(CURDIR)/.cache/pycache
 # Hundreds of processes that the tests start would compile all modules anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help serve test test-frameworks test-minimum test-environments try-wheel torture bench bench-quick check format protos docs session lock clean
+.PHONY: help serve test test-frameworks test-bridges test-minimum test-environments try-wheel torture bench bench-quick check format protos docs session lock clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -44,6 +44,10 @@ test: $(VENV)/develop.stamp ## run all tests
 test-frameworks: ## run the tests of what needs PyTorch and JAX, in an environment of their own
 	@$(MAKE) --no-print-directory VENV=.venv-frameworks .venv-frameworks/frameworks-$(TORCH).stamp
 	.venv-frameworks/bin/python -m pytest -n 2 tests/frameworks $(ARGUMENTS)
+
+test-bridges: ## run the tests of the bridges to MLflow and others, in the same environment
+	@$(MAKE) --no-print-directory VENV=.venv-frameworks .venv-frameworks/bridges-$(TORCH).stamp
+	.venv-frameworks/bin/python -m pytest -n 2 --dist loadfile tests/bridges $(ARGUMENTS)
 
 test-minimum: ## run what depends on other packages with the lowest versions that are supported, on Python 3.11
 	@$(MAKE) --no-print-directory VENV=.venv-minimum $(if $(PYTHON_3_11),PYTHON=$(PYTHON_3_11)) .venv-minimum/minimum.stamp
@@ -116,4 +120,8 @@ $(VENV)/bench.stamp: requirements/bench.txt $(VENV)/serve.stamp
 
 $(VENV)/frameworks-$(TORCH).stamp: requirements/frameworks.txt tools/install_frameworks.py $(VENV)/develop.stamp
 	$(BIN)/python tools/install_frameworks.py --torch=$(TORCH)
+	touch $@
+
+$(VENV)/bridges-$(TORCH).stamp: requirements/bridges.txt tools/install_frameworks.py $(VENV)/frameworks-$(TORCH).stamp
+	$(BIN)/python tools/install_frameworks.py --pins=requirements/bridges.txt
 	touch $@

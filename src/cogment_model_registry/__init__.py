@@ -6,12 +6,13 @@ TYPE_CHECKING = False  # for type checkers it is true; importing `typing` takes 
 if TYPE_CHECKING:
     from cogment_model_registry import aio, errors
     from cogment_model_registry.client.blocking import ModelRegistry
+    from cogment_model_registry.client.packing import Folder
     from cogment_model_registry.client.progress import Progress
     from cogment_model_registry.client.tracking import Latest
     from cogment_model_registry.records.consumers import Consumer
     from cogment_model_registry.records.history import HistoryEntry
     from cogment_model_registry.records.lifecycle import Alias, Decision, ModelSummary, RetentionReport, Version
-    from cogment_model_registry.records.news import Gap, Saved
+    from cogment_model_registry.records.news import CaughtUp, Gap, Gone, News, Saved
     from cogment_model_registry.records.retention import RetentionRule, TransientShare
     from cogment_model_registry.records.signatures import PublicKey, Signature
     from cogment_model_registry.records.versions import ModelInfo, VersionInfo
@@ -19,14 +20,18 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Alias",
+    "CaughtUp",
     "Consumer",
     "Decision",
+    "Folder",
     "Gap",
+    "Gone",
     "HistoryEntry",
     "Latest",
     "ModelInfo",
     "ModelRegistry",
     "ModelSummary",
+    "News",
     "Progress",
     "PublicKey",
     "RetentionReport",
@@ -44,14 +49,18 @@ __all__ = [
 
 _MODULES = {
     "Alias": "records.lifecycle",
+    "CaughtUp": "records.news",
     "Consumer": "records.consumers",
     "Decision": "records.lifecycle",
+    "Folder": "client.packing",
     "Gap": "records.news",
+    "Gone": "records.news",
     "HistoryEntry": "records.history",
     "Latest": "client.tracking",
     "ModelInfo": "records.versions",
     "ModelRegistry": "client.blocking",
     "ModelSummary": "records.lifecycle",
+    "News": "records.news",
     "Progress": "client.progress",
     "PublicKey": "records.signatures",
     "RetentionReport": "records.lifecycle",

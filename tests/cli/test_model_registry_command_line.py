@@ -345,6 +345,22 @@ def test_archived_versions_are_listed_shown_retrieved_and_watched(cogment: Cogme
     assert cogment.output("watch", "m", "--archived", "--count=1", "--quiet") == "2\n"
 
 
+def test_a_folder_is_stored_and_unpacked(cogment: Cogment, registry: ModelRegistry) -> None:
+    (cogment.directory / "model").mkdir()
+    (cogment.directory / "model/weights").write_bytes(b"weights")
+    for command, model in (("publish", "model"), ("store", "model/")):
+        assert cogment.json(command, "m", model)["user_data"] == {"format": "folder.tar"}
+    assert cogment.output("retrieve", "m", "--output=out/") == "retrieved version 2 of model m: 2.0 KiB\n"
+    assert (cogment.directory / "out/weights").read_bytes() == b"weights"
+    assert failed(cogment.run("retrieve", "m", "--output=out/"), 1, "writing out/ failed: the folder is not empty")
+    assert failed(cogment.run("retrieve", "m", "--output=out", "--force"), 2, "out is a folder")
+    (cogment.directory / "model/link").symlink_to("/dev/null")
+    assert failed(cogment.run("publish", "m", "model"), 1, '"link" is a link to something outside of the folder')
+    registry.publish("file", b"weights")
+    assert failed(cogment.run("retrieve", "file", "--output=new/"), 1, 'version 1 of model "file" is not a folder')
+    assert sorted(os.listdir(cogment.directory)) == ["model", "out", "w"]
+
+
 def test_retrieve_replaces_a_file_only_with_force(cogment: Cogment, registry: ModelRegistry) -> None:
     registry.publish("m", b"new")
     (cogment.directory / "out").write_bytes(b"old")
@@ -409,7 +425,6 @@ def test_a_failed_retrieval_leaves_no_file(cogment: Cogment) -> None:
     ("arguments", "words"),
     [
         (["publish", "m", "missing"], ["missing", "No such file"]),
-        (["store", "m", "."], ["Is a directory"]),
         (["retrieve", "there", "--output=missing/out"], ["missing/out", "No such file"]),
     ],
 )

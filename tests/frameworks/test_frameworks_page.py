@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from cogment_model_registry.frameworks import versions
+from cogment_model_registry.records.folders import FORMAT_KEY
 from tests.frameworks.conftest import FRAMEWORK_SECONDS, on_slow_machines
 from tests.processes import run, server_process
 
@@ -46,5 +47,5 @@ def test_every_snippet_runs(framework: str, tmp_path: Path) -> None:
 
 
 def test_the_page_names_the_reserved_keys() -> None:
-    for name in (versions.FORMAT_KEY, versions.FRAMEWORK_KEY, versions.FORMAT):
+    for name in (FORMAT_KEY, versions.FRAMEWORK_KEY, versions.FORMAT):
         assert f"`{name}`" in SECTIONS["Format of a version"]

@@ -426,7 +426,7 @@ async def test_a_download_replaces_only_regular_files(registry: Any, tmp_path: P
     with pytest.raises(FileExistsError, match="not a regular file"):
         await registry.download("policy", tmp_path / "pipe", progress=reports.append)
     with pytest.raises(IsADirectoryError):
-        await registry.download("policy", tmp_path / "directory", progress=reports.append)
+        await registry.download("policy", tmp_path / "directory", progress=reports.append, unpack=False)
     assert reports == []
     assert sorted(os.listdir(tmp_path)) == ["archive", "directory", "pipe"]
 

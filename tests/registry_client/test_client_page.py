@@ -49,6 +49,10 @@ def test_every_snippet_on_the_life_of_versions_runs(tmp_path: Path) -> None:
     assert 'has the alias "production": remove it first' in output
 
 
+def test_every_snippet_on_watching_runs(tmp_path: Path) -> None:
+    run("docs/watching.md", tmp_path)
+
+
 def test_every_snippet_on_consumers_runs(tmp_path: Path) -> None:
     output = run("docs/consumers.md", tmp_path)
     assert "actor-7 runs 1" in output

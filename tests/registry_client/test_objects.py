@@ -115,10 +115,14 @@ def test_the_package_has_its_public_names_and_only_those() -> None:
     lifecycle = ["Alias", "Consumer", "Decision", "Gap", "ModelSummary", "RetentionReport", "RetentionRule"]
     classes = [
         *lifecycle,
+        "CaughtUp",
+        "Folder",
+        "Gone",
         "HistoryEntry",
         "Latest",
         "ModelInfo",
         "ModelRegistry",
+        "News",
         "Progress",
         "PublicKey",
         "Saved",

@@ -242,7 +242,7 @@ async def test_a_download_that_received_nothing_leaves_nothing(registry: Any, tm
         await registry.download("policy", tmp_path / "file", resume=True)
     (tmp_path / "directory").mkdir()
     with pytest.raises(IsADirectoryError):
-        await registry.download("policy", tmp_path / "directory", resume=True)
+        await registry.download("policy", tmp_path / "directory", resume=True, unpack=False)
     with pytest.raises(FileNotFoundError):
         await registry.download("policy", tmp_path / "nowhere" / "file", resume=True)
     assert files(tmp_path) == ["directory"]

@@ -92,3 +92,21 @@ def test_the_port_of_each_address_of_a_host_is_the_same(tmp_path: Path) -> None:
         ports = {each.laddr.port for each in child.net_connections("tcp") if each.status == psutil.CONN_LISTEN}
         assert server.http.port in ports
         assert server.http.get("/healthz").status == 200
+
+
+def test_a_socket_that_a_killed_server_left_is_removed_and_that_of_a_living_one_is_not(tmp_path: Path) -> None:
+    environment = {"XDG_RUNTIME_DIR": str(tmp_path)}
+    directory = tmp_path / "cogment-model-registry"
+
+    def sockets() -> set[str]:
+        return {each.name.partition("-")[0] for each in directory.glob("*.http")}
+
+    with (
+        http_server(tmp_path / "a", environment=environment) as killed,
+        http_server(tmp_path / "b", environment=environment) as living,
+    ):
+        killed.process.kill()
+        assert sockets() == {str(killed.process.pid), str(living.process.pid)}
+        with http_server(tmp_path / "c", environment=environment) as third:
+            assert sockets() == {str(living.process.pid), str(third.process.pid)}
+            assert living.http.get("/readyz").status == 200

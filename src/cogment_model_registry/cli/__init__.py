@@ -1,6 +1,6 @@
 """The command line: `cogment services ...` runs servers, `cogment client ...` calls them.
 
-`cogment archive ...` works on an archive directory without a server.
+`cogment archive ...` works on an archive directory without a server; `cogment webhooks` posts what happens.
 """
 
 import os
@@ -41,6 +41,7 @@ _COMMANDS = {
     "client": "cogment_model_registry.cli.client:client",
     "services": "cogment_model_registry.cli.services:services",
     "token": "cogment_model_registry.cli.token:token",
+    "webhooks": "cogment_model_registry.cli.webhooks:webhooks",
 }
 
 

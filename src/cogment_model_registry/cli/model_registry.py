@@ -42,6 +42,7 @@ from cogment_model_registry.cli.progress import transfer_bar
 from cogment_model_registry.cli.running import (
     PathType,
     check_free,
+    is_folder,
     is_terminal,
     open_standard_input,
     open_standard_output,
@@ -314,15 +315,15 @@ def _show_upload(flags: Flags, version: VersionInfo) -> None:
 
 _upload_command(
     "publish",
-    "Publish a file as a transient version.",
-    "Publish a FILE as a transient version of a MODEL; - is standard input.\n\n"
+    "Publish a file or a folder as a transient version.",
+    "Publish a FILE as a transient version of a MODEL; - is standard input, and a folder becomes one version.\n\n"
     "Watchers of the model are notified. The version may be evicted later. With --quiet, print only its number.",
     archived=False,
 )
 _upload_command(
     "store",
-    "Store a file as an archived version.",
-    "Store a FILE as an archived version of a MODEL; - is standard input.\n\n"
+    "Store a file or a folder as an archived version.",
+    "Store a FILE as an archived version of a MODEL; - is standard input, and a folder becomes one version.\n\n"
     "The version is durable when the command ends, and kept until its model is deleted. With --quiet, print only its "
     "number.",
     archived=True,
@@ -332,7 +333,7 @@ _upload_command(
 @model_registry.command(
     "retrieve",
     cls=NumberedCommand,
-    short_help="Write the bytes of a version to a file or a pipe.",
+    short_help="Write the bytes of a version to a file, a folder or a pipe.",
     context_settings=HELP_WIDTH,
 )
 @model_argument
@@ -342,7 +343,7 @@ _upload_command(
     default="-",
     metavar="FILE",
     type=PathType(allow_dash=True),
-    help="File to write; - (the default) is standard output.",
+    help="File to write; - (the default) is standard output. With a slash at its end, a folder to unpack to.",
 )
 @click.option("--force", is_flag=True, help="Replace an existing file.")
 @click.option(
@@ -368,6 +369,8 @@ def retrieve(
     file is written completely and durably, or not at all. For standard output, the bytes are held in memory until they
     have been checked.
 
+    A version that was a folder is unpacked if FILE ends with a slash, or is an empty folder.
+
     With --resume, what was received stays in FILE.cogment-partial and FILE.cogment-partial.journal when the command is
     interrupted, and the next one with --resume goes on with it. If -1 or an alias stands for another version by then,
     that is retrieved from its beginning, and a line on standard error says so.
@@ -387,7 +390,10 @@ def retrieve(
         _retrieve_to_standard_output(flags, model_id, number, archived=archived, verify=keys)
         return
     with flags.connected() as registry, translating_errors(f"writing {shown(output)}"):
-        check_free(output, force=force)
+        if not is_folder(output):
+            check_free(output, force=force)
+        elif force:
+            raise click.UsageError(f"--force replaces a file, and {shown(output)} is a folder: name a new one")
         with transfer_bar("retrieving", is_quiet=flags.is_quiet) as progress:
             version = registry.download(
                 model_id, output, version=number, archived=archived, resume=resume, verify=keys, progress=progress

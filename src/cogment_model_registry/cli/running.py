@@ -165,6 +165,11 @@ def _explaining(has_ended: threading.Event, explain: Callable[[Exception], Excep
         raise
 
 
+def is_folder(path: str) -> bool:
+    """Return whether a path is that of a folder: it exists as one, or has a slash at its end."""
+    return path.endswith((os.sep, os.altsep or os.sep)) or os.path.isdir(path)
+
+
 def check_free(path: str, *, force: bool) -> None:
     """Refuse to replace a file without `force`, and anything that is not a regular file.
 

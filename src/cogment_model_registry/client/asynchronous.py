@@ -29,7 +29,7 @@ from cogment_model_registry.client.watching import PATIENCE_SECONDS
 from cogment_model_registry.records.consumers import TTL_DEFAULT_SECONDS, Consumer
 from cogment_model_registry.records.history import HISTORY_LIMIT, HistoryEntry
 from cogment_model_registry.records.lifecycle import Alias, ModelSummary, RetentionReport, Version
-from cogment_model_registry.records.news import Gap, Saved
+from cogment_model_registry.records.news import Gap, News, Saved
 from cogment_model_registry.records.retention import RetentionRule, TransientShare
 from cogment_model_registry.records.versions import ModelInfo, VersionInfo
 
@@ -192,13 +192,14 @@ class ModelRegistry(Client[AsyncioBackend]):
         version: Key = LATEST,
         archived: bool = False,
         resume: bool = False,
+        unpack: bool | None = None,
         verify: "bool | TrustedKeys" = False,
         timeout: float | None = None,
         progress: Wish = None,
     ) -> VersionInfo:
-        """Write the bytes of a version to a file: whole, checked and durable, or not at all."""
+        """Write the bytes of a version to a file, or unpack them: whole, checked and durable, or not at all."""
         return await self._core.retrievals.download(
-            model, path, version, timeout, progress, archived=archived, resume=resume, verify=verify
+            model, path, version, timeout, progress, archived=archived, resume=resume, verify=verify, unpack=unpack
         )
 
     @overload
@@ -239,6 +240,20 @@ class ModelRegistry(Client[AsyncioBackend]):
         if all:
             return self._core.watch_every(model_id, after, patience_seconds, archived=archived)
         return self._core.watch(model_id, after, patience_seconds, archived=archived)
+
+    def follow(
+        self,
+        *model_ids: str,
+        resume_token: str = "",
+        filter: str = "",  # noqa: A002 # what the server calls it
+        consumers: bool = False,
+        patience_seconds: float = PATIENCE_SECONDS,
+    ) -> AsyncGenerator[News, None]:
+        """Yield what exists, then all news of some models or of all, each with the token that resumes after it.
+
+        If you leave it before its end, close it with `contextlib.aclosing`.
+        """
+        return self._core.follow(model_ids, resume_token, filter, patience_seconds, consumers=consumers)
 
     def mirror(
         self,

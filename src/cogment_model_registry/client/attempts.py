@@ -13,11 +13,11 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 
 from cogment_model_registry.client.backends import Channel
+from cogment_model_registry.client.blocks import Source
 from cogment_model_registry.client.calls import Calls, method_path
 from cogment_model_registry.client.deadlines import Deadline
 from cogment_model_registry.client.failures import Subject
 from cogment_model_registry.client.progress import Report
-from cogment_model_registry.client.sources import Source
 from cogment_model_registry.errors import ModelRegistryError, WrongServerError
 from cogment_model_registry.records.uploads import UploadHeader
 from cogment_model_registry.records.versions import VersionInfo

@@ -20,7 +20,7 @@ from cogment_model_registry.client.uploads import UploadOptions
 from cogment_model_registry.client.watching import PATIENCE_SECONDS
 from cogment_model_registry.records.consumers import TTL_DEFAULT_SECONDS
 from cogment_model_registry.records.lifecycle import Version
-from cogment_model_registry.records.news import Gap, Saved
+from cogment_model_registry.records.news import Gap, News, Saved
 from cogment_model_registry.records.versions import ModelInfo, VersionInfo
 
 _T = TypeVar("_T")
@@ -175,7 +175,9 @@ class ModelRegistry(LifecycleMethods, ModelMethods, ConsumerMethods):
         Args:
             model_id: Its model.
             data: Its bytes: an object with a contiguous buffer (bytes, a NumPy array), the path of a file, an open
-                binary file, of which the rest is sent, or `SealedMemory`. They must not change during the call.
+                binary file, of which the rest is sent, or `SealedMemory`. They must not change during the call. Or
+                the path of a folder, or a `Folder`, whose files become one version: a tar archive, which `user_data`
+                names ``folder.tar`` under ``format``.
             user_data: Its annotations. Numbers and booleans become text, as JSON writes them: 1000, 0.5, true.
             tags: Texts by name, which can be changed later.
             metrics: Finite numbers by name, which can be changed later.
@@ -194,8 +196,8 @@ class ModelRegistry(LifecycleMethods, ModelMethods, ConsumerMethods):
             TooLargeError: It does not fit into the server's memory.
             ModelRegistryError: With `may_be_done` when it is not known whether the server has it.
             PreconditionError: The model takes only versions that are signed by other keys.
-            InvalidError: The id or the `user_data` breaks a rule, the bytes changed during the call, or `sign` is no
-                key.
+            InvalidError: The id or the `user_data` breaks a rule, the bytes changed during the call, `sign` is no key,
+                or the folder has something that no version has, such as links out of it.
             OSError: The file, or that of the key, cannot be read.
         """
         options = UploadOptions(
@@ -306,11 +308,12 @@ class ModelRegistry(LifecycleMethods, ModelMethods, ConsumerMethods):
         version: Key = LATEST,
         archived: bool = False,
         resume: bool = False,
+        unpack: bool | None = None,
         verify: "bool | TrustedKeys" = False,
         timeout: float | None = None,
         progress: Wish = None,
     ) -> VersionInfo:
-        """Write the bytes of a version to a file: whole, checked and durable, or not at all.
+        """Write the bytes of a version to a file, or unpack them: whole, checked and durable, or not at all.
 
         They go to a temporary file in the same directory, which then replaces an existing file, and keeps its
         permissions; a symbolic link stays one.
@@ -320,13 +323,18 @@ class ModelRegistry(LifecycleMethods, ModelMethods, ConsumerMethods):
         ``FILE.cogment-partial`` and ``FILE.cogment-partial.journal``, until it succeeds. If the name, such as -1 or an
         alias, stands for another version by then, that is downloaded from its beginning, and a warning is logged.
 
+        A version that was a folder becomes one again if the path ends with a slash, or is an existing folder. It is
+        unpacked to a temporary folder in the same directory, which is then renamed. The folder must not exist, or be
+        empty. With `resume`, ``FOLDER.tar.cogment-partial`` has what was received.
+
         Args:
             model: As for `retrieve`.
-            path: The file.
+            path: The file, or the folder.
             version: As for `retrieve`.
             archived: As for `retrieve`.
             resume: Whether to go on with an interrupted download, and to keep what was received if this one is.
                 Servers of the original cannot send parts, so nothing of theirs is kept.
+            unpack: Whether the path is that of a folder; by default the path says so.
             verify: As for `retrieve`.
             timeout: How many seconds it may take.
             progress: How to report it, in place of the client's own way.
@@ -338,12 +346,13 @@ class ModelRegistry(LifecycleMethods, ModelMethods, ConsumerMethods):
             NotFoundError: The model or the version does not exist, or the version was evicted.
             DataLossError: The bytes received are not those that were published.
             SignatureError: None of the keys has signed the version; the file stays as it was.
+            InvalidError: The version is not a folder, or its archive has something that no folder may have.
             OSError: The file cannot be written, or the path is not a regular file. `BlockingIOError` if another
-                download with `resume` is writing to it.
+                download with `resume` is writing to it. `FileExistsError` if the folder is not empty.
         """
         return self._run(
             lambda core: core.retrievals.download(
-                model, path, version, timeout, progress, archived=archived, resume=resume, verify=verify
+                model, path, version, timeout, progress, archived=archived, resume=resume, verify=verify, unpack=unpack
             )
         )
 
@@ -400,6 +409,37 @@ class ModelRegistry(LifecycleMethods, ModelMethods, ConsumerMethods):
         if all:
             return self._watched(core.watch_every(model_id, after, patience_seconds, archived=archived), backend)
         return self._watched(core.watch(model_id, after, patience_seconds, archived=archived), backend)
+
+    def follow(
+        self,
+        *model_ids: str,
+        resume_token: str = "",
+        filter: str = "",  # noqa: A002 # what the server calls it
+        consumers: bool = False,
+        patience_seconds: float = PATIENCE_SECONDS,
+    ) -> Generator[News, None, None]:
+        """Yield what exists, then all news of some models or of all, each with the token that resumes after it.
+
+        Events are versions, models that exist or have changed, `Gap`, `Gone`, `CaughtUp` once all that existed has
+        come, and `Consumer`; docs/watching.md describes them. Nothing is left out over lost connections. It needs
+        ModelLifecycle.
+
+        Args:
+            model_ids: The models, which need not exist yet; none for all models.
+            resume_token: That of the last news that was handled, with the same models, filter and `consumers`; empty
+                for the beginning.
+            filter: Which versions are wanted, as for `find_versions`.
+            consumers: Whether what consumers report is news. It comes again after a connection was lost.
+            patience_seconds: How long the registry may be unavailable once it was reached.
+
+        Raises:
+            InvalidError: The token or the filter is malformed.
+            UnavailableError: The registry cannot be reached. `TimedOutError` if it does not answer.
+        """
+        backend = BlockingBackend(within=self._backend)
+        core = self._core.on(backend)
+        news = core.follow(model_ids, resume_token, filter, patience_seconds, consumers=consumers)
+        return self._watched(news, backend)
 
     def mirror(
         self,

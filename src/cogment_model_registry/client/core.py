@@ -6,13 +6,14 @@ from collections.abc import AsyncGenerator, Sequence
 from pathlib import Path
 from typing import SupportsIndex
 
-from cogment_model_registry.client import lookups, sources, watching
+from cogment_model_registry.client import following, lookups, sources, watching
 from cogment_model_registry.client.arguments import (
     UserData,
     checked_id,
     checked_key,
     checked_path,
     checked_seconds,
+    checked_text,
     checked_user_data,
     checked_whole,
 )
@@ -33,7 +34,7 @@ from cogment_model_registry.client.uploads import Uploads
 from cogment_model_registry.client.watch_streams import INLINE_MAX_BYTES
 from cogment_model_registry.errors import ClosedError, NotFoundError, quoted
 from cogment_model_registry.records.lifecycle import Version
-from cogment_model_registry.records.news import Gap, Saved
+from cogment_model_registry.records.news import Gap, News, Saved
 from cogment_model_registry.records.versions import ModelInfo, VersionInfo
 from cogment_model_registry.system.paths import expanded
 from cogment_model_registry.wire import convert, messages
@@ -190,6 +191,16 @@ class Core:
         """See `ModelRegistry.watch`."""
         number, seconds = checked_whole("after", after), checked_seconds("patience_seconds", patience_seconds)
         news = watching.every(self._calls, checked_id(model_id), number, archived=archived)
+        return watching.patiently(self._calls, news, seconds)
+
+    def follow(
+        self, model_ids: Sequence[str], resume_token: str, accepted: str, patience_seconds: float, *, consumers: bool
+    ) -> AsyncGenerator[News, None]:
+        """See `ModelRegistry.follow`."""
+        ids = [checked_id(model_id) for model_id in model_ids]
+        token, wanted = checked_text("resume_token", resume_token), checked_text("filter", accepted)
+        seconds = checked_seconds("patience_seconds", patience_seconds)
+        news = following.follow(self._calls, ids, token, accepted=wanted, consumers=consumers)
         return watching.patiently(self._calls, news, seconds)
 
     def mirror(

@@ -19,12 +19,12 @@ from contextlib import suppress
 from functools import partial
 from typing import IO, TypeVar
 
+from cogment_model_registry.client.blocks import Source
 from cogment_model_registry.client.calls import Calls
 from cogment_model_registry.client.deadlines import Deadline
 from cogment_model_registry.client.failures import Subject
 from cogment_model_registry.client.links import LocalPlace
 from cogment_model_registry.client.progress import Report
-from cogment_model_registry.client.sources import Source
 from cogment_model_registry.client.threads import submit
 from cogment_model_registry.errors import (
     ClosedError,

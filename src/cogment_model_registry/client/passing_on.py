@@ -7,12 +7,12 @@ from contextlib import suppress
 from queue import SimpleQueue
 
 from cogment_model_registry.client.attempts import CHUNK_BYTES, Upload
+from cogment_model_registry.client.blocks import Source
 from cogment_model_registry.client.calls import Calls, method_path
 from cogment_model_registry.client.deadlines import Deadline, transfer_deadline
 from cogment_model_registry.client.failures import Subject
 from cogment_model_registry.client.local import MIN_BYTES, LocalTransfers
 from cogment_model_registry.client.progress import Report
-from cogment_model_registry.client.sources import Source
 from cogment_model_registry.client.streams import streaming
 from cogment_model_registry.errors import ModelRegistryError, quoted
 from cogment_model_registry.records.consumers import Consumer

@@ -25,6 +25,7 @@ from cogment_model_registry.client.partial_files import PartialFile
 from cogment_model_registry.client.progress import Report, Wish, reporting
 from cogment_model_registry.client.signatures import Trust, TrustedKeys, described_version, trust_of, verified
 from cogment_model_registry.client.threads import submit
+from cogment_model_registry.client.unpacking import NewFolder, check_folder, is_path_of_folder
 from cogment_model_registry.errors import DataLossError, NotFoundError
 from cogment_model_registry.records.lifecycle import Version
 from cogment_model_registry.records.versions import VersionInfo
@@ -117,15 +118,22 @@ class Retrievals:
         archived: bool,
         resume: bool,
         verify: Verify = False,
+        unpack: bool | None = False,
     ) -> VersionInfo:
         """See `ModelRegistry.download`."""
         target = checked_path("path", path)
         trust = await self._trust(verify)
+        folder = NewFolder(target) if is_path_of_folder(target, unpack) else None
+        if folder is not None:
+            await self._on_thread(folder.check)
+            target = folder.archive_path
         new = PartialFile(target) if resume else Replacement(target)
         try:
             file = await self._on_thread(new.open)
 
             async def get(info: VersionInfo, deadline: Deadline | None) -> None:
+                if folder is not None:
+                    check_folder(info)
                 if isinstance(new, PartialFile):
                     is_copied = await self._fetch_missing(info, new, deadline, progress)
                 else:
@@ -136,8 +144,15 @@ class Retrievals:
                     await self._on_thread(lambda: local.check_file(info, file))
 
             info, _ = await self._resolved(model, version, timeout, get, archived=archived, trust=trust)
-            await self._on_thread(new.commit)
+            if folder is None:
+                await self._on_thread(new.commit)
+            else:
+                await self._on_thread(lambda: folder.unpack(info, file))
+                if isinstance(new, PartialFile):
+                    await self._on_thread(new.give_up)
         finally:
+            if folder is not None:
+                folder.close()
             new.close()
         return info
 

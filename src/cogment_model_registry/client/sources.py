@@ -1,4 +1,4 @@
-"""What is uploaded: bytes in memory, a file by its path, or an open file; each can be read more than once."""
+"""What is uploaded: bytes in memory, a file or a folder by its path, or an open file; each can be read repeatedly."""
 
 import contextlib
 import io
@@ -8,13 +8,14 @@ import select
 import stat
 import tempfile
 import threading
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, InvalidStateError
 from typing import IO, TYPE_CHECKING, NamedTuple, TypeAlias, cast
 from weakref import WeakValueDictionary
 
 from cogment_model_registry.client.arguments import checked_path
+from cogment_model_registry.client.blocks import Source
+from cogment_model_registry.client.packing import Folder, PackedFolder
 from cogment_model_registry.client.threads import start_thread
 from cogment_model_registry.errors import InvalidError
 from cogment_model_registry.records.payload import INLINE_HASH_MAX_BYTES, hash_of
@@ -31,9 +32,9 @@ class Parts(tuple["Buffer", ...]):
     __slots__ = ()
 
 
-Data: TypeAlias = "Buffer | str | os.PathLike[str] | IO[bytes] | Parts | SealedMemory"
-"""What can be uploaded: an object with a contiguous buffer (bytes, a NumPy array), a path, an open binary file, or
-sealed memory."""
+Data: TypeAlias = "Buffer | str | os.PathLike[str] | IO[bytes] | Parts | SealedMemory | Folder"
+"""What can be uploaded: an object with a contiguous buffer (bytes, a NumPy array), the path of a file or a folder, an
+open binary file, sealed memory, or a folder with options."""
 
 _BLOCK_BYTES = 1024 * 1024
 
@@ -42,32 +43,6 @@ _NONBLOCK: int = getattr(os, "O_NONBLOCK", 0)
 
 _LOOK_MILLISECONDS = 100
 """How often a thread that waits for a pipe checks whether to go on."""
-
-
-class Source(ABC):
-    """Bytes to upload; to be closed.
-
-    Attributes:
-        size_bytes: How many.
-        sealed: The sealed memory in which they are, if any.
-        is_fixed: Whether nobody can change them.
-    """
-
-    size_bytes: int
-    sealed: SealedMemory | None = None
-    is_fixed: bool = False
-
-    @abstractmethod
-    def blocks(self, size_bytes: int, start: int = 0) -> Iterator[memoryview | bytes]:
-        """Yield all bytes from a position on, in blocks of at most a size. May be called again."""
-
-    @abstractmethod
-    def finish(self) -> None:
-        """Move the position of the caller's open file to the end of what was read."""
-
-    @abstractmethod
-    def close(self) -> None:
-        """Close what was opened for it; the position of the caller's open file does not change."""
 
 
 class _Memory(Source):
@@ -235,7 +210,11 @@ class Preparation:
             yield block
 
     def _opened(self, data: Data) -> Source:
+        if isinstance(data, Folder):
+            return PackedFolder(data)
         if isinstance(data, str | os.PathLike):
+            if os.path.isdir(expanded(data)):
+                return PackedFolder(Folder(data))
             opened = open(expanded(data), "rb", buffering=0, opener=_open_at_once)  # noqa: SIM115 # closed with the source
             if _has_known_size(opened):
                 return _File(opened, 0)
@@ -331,6 +310,11 @@ def memory_of(data: Data) -> Source | None:
     """
     if isinstance(data, str | os.PathLike):
         checked_path("data", data)
+        return None
+    if isinstance(data, Folder):
+        checked_path("path", data.path)
+        if data.links_within is not None:
+            checked_path("links_within", data.links_within)
         return None
     if isinstance(data, io.TextIOBase):
         raise InvalidError("data is a text file; open it in binary mode")

@@ -16,6 +16,7 @@ from cogment_model_registry.client.arguments import (
     checked_user_data,
 )
 from cogment_model_registry.client.attempts import Upload
+from cogment_model_registry.client.blocks import Source
 from cogment_model_registry.client.calls import Calls
 from cogment_model_registry.client.deadlines import Deadline, Timeouts, transfer_deadline
 from cogment_model_registry.client.failures import Subject
@@ -97,8 +98,10 @@ class Uploads:
         wish = self._progress if progress is None else progress
         request_id = uuid4().hex
 
-        def declared(size_bytes: int, data_hash: str) -> UploadHeader:
-            version = VersionHeader(model_id, archived, size_bytes, data_hash, user_data=noted)
+        def declared(source: Source, data_hash: str) -> UploadHeader:
+            version = VersionHeader(
+                model_id, archived, source.size_bytes, data_hash, user_data=_marked(noted, source.marks)
+            )
             return UploadHeader(
                 version=version if signer is None else replace(version, signature=signer.sign(version)),
                 tags=tags,
@@ -112,17 +115,17 @@ class Uploads:
         is_fit = memory is not None and (memory.sealed is not None or not (archived or alias))
         is_local = memory is not None and is_fit and await self._local.may_publish(memory, deadline)
         if is_local and memory is not None and signer is None:
-            info = await self._publish_here(declared(memory.size_bytes, ""), memory, what, wish, deadline)
+            info = await self._publish_here(declared(memory, ""), memory, what, wish, deadline)
             if info is not None:
                 return info
         source, data_hash = await self._prepared(memory or data, subject, deadline)
         if is_local and signer is not None:  # what is signed has the hash
-            info = await self._publish_here(declared(source.size_bytes, data_hash), source, what, wish, deadline)
+            info = await self._publish_here(declared(source, data_hash), source, what, wish, deadline)
             if info is not None:
                 return _signed(info)
         deadline = deadline or transfer_deadline(source.size_bytes)
         try:
-            header = declared(source.size_bytes, data_hash)
+            header = declared(source, data_hash)
             with reporting(what, source.size_bytes, wish) as report:
                 upload = Upload(self._calls, header, source, subject=subject, deadline=deadline, report=report)
                 info = await self._run(upload, deadline)
@@ -134,7 +137,7 @@ class Uploads:
         return info if signer is None else _signed(info)
 
     async def _publish_here(
-        self, header: UploadHeader, memory: sources.Source, what: str, wish: Wish, deadline: Deadline | None
+        self, header: UploadHeader, memory: Source, what: str, wish: Wish, deadline: Deadline | None
     ) -> VersionInfo | None:
         """Publish bytes by handing them over, and close them; None if they are to be sent. The server hashes them."""
         try:
@@ -170,7 +173,7 @@ class Uploads:
         return info
 
     async def _prepared(
-        self, data: "sources.Data | sources.Source", subject: Subject, deadline: Deadline | None
+        self, data: "sources.Data | Source", subject: Subject, deadline: Deadline | None
     ) -> sources.Prepared:
         """Return the data to upload, once its size and hash are known."""
         preparation = sources.Preparation(data)
@@ -189,6 +192,19 @@ class Uploads:
             raise
         finally:
             self._preparations.discard(preparation)
+
+
+def _marked(noted: Mapping[str, str], marks: Mapping[str, str]) -> Mapping[str, str]:
+    """Return `user_data` with what it has to say about the bytes.
+
+    Raises:
+        InvalidError: It says something else.
+    """
+    for key, mark in marks.items():
+        if noted.get(key, mark) != mark:
+            message = f"user_data[{key!r}] is {noted[key]!r}, but a folder is published as {mark!r}"
+            raise InvalidError(message)
+    return {**noted, **marks} if marks else noted
 
 
 def _signed(info: VersionInfo) -> VersionInfo:

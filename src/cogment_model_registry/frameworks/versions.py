@@ -21,6 +21,7 @@ from cogment_model_registry.errors import DataLossError, InvalidError, NotFoundE
 from cogment_model_registry.frameworks import tensor_files
 from cogment_model_registry.frameworks.tensor_files import Tensor
 from cogment_model_registry.frameworks.trees import Structure
+from cogment_model_registry.records.folders import FORMAT_KEY
 from cogment_model_registry.records.versions import VersionInfo
 
 if TYPE_CHECKING:
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
 
 _T = TypeVar("_T")
 
-FORMAT_KEY = "format"
 FRAMEWORK_KEY = "framework"
 FORMAT = "safetensors"
 

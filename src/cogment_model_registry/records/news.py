@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import TypeAlias
 
+from cogment_model_registry.records.consumers import Consumer
 from cogment_model_registry.records.lifecycle import ModelSummary, Version
 from cogment_model_registry.records.notebooks import Shown
 from cogment_model_registry.records.versions import VersionInfo
@@ -58,3 +59,17 @@ class CaughtUp:
 
 Event: TypeAlias = Version | ModelSummary | Gap | Gone | CaughtUp
 """An event of a watch."""
+
+
+@dataclass(frozen=True, slots=True)
+class News(Shown):
+    """An event, and where to go on after it.
+
+    Attributes:
+        event: A version, a model that exists or has changed, versions that are gone, what a consumer reports, or that
+            all that existed has come.
+        resume_token: Resumes after it, in this process or in another one.
+    """
+
+    event: Event | Consumer
+    resume_token: str

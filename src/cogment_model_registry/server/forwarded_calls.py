@@ -131,6 +131,16 @@ def socket_path() -> Iterator[str]:
 
 
 def _remove_if_dead(path: str) -> None:
+    """Remove a socket at which nobody listens, if its server is gone; a server that starts does not listen at once."""
+    process = os.path.basename(path).partition("-")[0]
+    try:
+        os.kill(int(process), 0)
+    except ProcessLookupError:
+        pass
+    except (OSError, ValueError, OverflowError):
+        return
+    else:
+        return
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe, suppress(OSError):
         probe.setblocking(False)
         try:

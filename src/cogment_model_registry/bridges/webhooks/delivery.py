@@ -1,0 +1,228 @@
+"""Posts to one receiver, in order: each is tried until it is confirmed or given up, and only then the next one.
+
+A try is bounded in time as a whole, not only between two bytes; a redirect counts as a failure, since it could lead a
+signed post anywhere; nothing of an answer is read but its status and its headers.
+"""
+
+import http.client
+import json
+import logging
+import os
+import random
+import socket
+import ssl
+import threading
+import time
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from cogment_model_registry._version import __version__
+from cogment_model_registry.bridges.webhooks.configuration import Hook
+from cogment_model_registry.bridges.webhooks.signing import headers_of
+from cogment_model_registry.bridges.webhooks.state import Post, State
+
+_log = logging.getLogger("cogment_model_registry.webhooks")
+
+_GONE = 410
+"""The status by which a receiver says that it never wants such a post again."""
+
+_FINISH_SECONDS = 1.0
+"""How long a try may go on after the process was told to end: one that was received would come again otherwise."""
+
+
+class DeadLetters:
+    """The file of events that were given up, one in a line of JSON.
+
+    Args:
+        path: The file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._lock = threading.Lock()
+
+    def add(self, hook: Hook, post: Post, reason: str) -> None:
+        """Add an event, durably."""
+        line = {
+            "hook": hook.name,
+            "message_id": post.message_id,
+            "tries": post.tries,
+            "given_up": time.time(),
+            "reason": reason,
+            "event": json.loads(post.body),
+        }
+        with self._lock, open(self._path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+
+class Delivery:
+    """Posts the events of one hook, on a thread.
+
+    Args:
+        hook: The hook.
+        state: Where its events wait.
+        dead_letters: Where those go that are given up.
+        waiting_max: How many may wait.
+    """
+
+    def __init__(self, hook: Hook, state: State, dead_letters: DeadLetters, waiting_max: int) -> None:
+        self._hook = hook
+        self._state = state
+        self._dead_letters = dead_letters
+        self._waiting_max = waiting_max
+        self._is_stopped = threading.Event()
+        self._attempt: _Attempt | None = None
+        self._thread = threading.Thread(target=self._run, name=f"webhook {hook.name}")
+        self.error: BaseException | None = None
+
+    def start(self) -> None:
+        """Begin."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End: soon also in the middle of a try, whose event then waits for the next start."""
+        self._is_stopped.set()
+        with self._state.news:
+            self._state.news.notify_all()
+        self._thread.join(_FINISH_SECONDS)
+        attempt = self._attempt
+        if attempt is not None:
+            attempt.cut()
+        self._thread.join()
+
+    def _run(self) -> None:
+        try:
+            while not self._is_stopped.is_set():
+                post = self._next()
+                if post is not None:
+                    self._deliver(post)
+        except BaseException as error:
+            self.error = error
+            _log.exception("hook=%s ended by an error", self._hook.name)
+
+    def _next(self) -> Post | None:
+        """Return the next event; wait for one if there is none, and return None when it is time to stop."""
+        with self._state.news:
+            self._state.news.wait_for(
+                lambda: self._is_stopped.is_set() or self._state.first_post(self._hook.name) is not None
+            )
+            return None if self._is_stopped.is_set() else self._state.first_post(self._hook.name)
+
+    def _deliver(self, post: Post) -> None:
+        """Try to post an event once, and wait if it failed."""
+        waiting = self._state.waiting(self._hook.name)
+        if waiting > self._waiting_max:
+            self._give_up(post, f"{waiting} events wait, and only {self._waiting_max} may")
+            return
+        attempt = self._attempt = _Attempt(self._hook)
+        failure, retry_after_seconds = attempt.post(post)
+        self._attempt = None
+        if not failure:
+            self._state.remove_post(post)
+            _log.info("hook=%s id=%s tries=%d delivered", self._hook.name, post.message_id, post.tries + 1)
+            return
+        if self._is_stopped.is_set():
+            return  # which may have been the failure
+        post = self._state.note_failure(post)
+        age_seconds = time.time() - (post.first_try or 0)
+        if failure == f"status {_GONE}" or age_seconds >= self._hook.give_up_seconds:
+            self._give_up(post, failure)
+            return
+        pause_seconds = max(self._pause_seconds(post.tries), retry_after_seconds)
+        pause_seconds = min(pause_seconds, self._hook.longest_pause_seconds)
+        _log.warning(
+            "hook=%s id=%s tries=%d failed: %s; next try in %.1f s",
+            self._hook.name,
+            post.message_id,
+            post.tries,
+            failure,
+            pause_seconds,
+        )
+        with self._state.news:  # events come in the meantime, and may become too many
+            self._state.news.wait_for(
+                lambda: self._is_stopped.is_set() or self._state.waiting(self._hook.name) > self._waiting_max,
+                pause_seconds,
+            )
+
+    def _pause_seconds(self, tries: int) -> float:
+        doubled: float = self._hook.first_pause_seconds * 2 ** min(tries - 1, 30)
+        return min(doubled, self._hook.longest_pause_seconds) * random.uniform(0.75, 1.0)  # noqa: S311 # no secret
+
+    def _give_up(self, post: Post, reason: str) -> None:
+        self._dead_letters.add(self._hook, post, reason)
+        self._state.remove_post(post)
+        _log.error("hook=%s id=%s tries=%d given up: %s", self._hook.name, post.message_id, post.tries, reason)
+
+
+class _Attempt:
+    """One try to post an event.
+
+    Args:
+        hook: The receiver.
+    """
+
+    def __init__(self, hook: Hook) -> None:
+        self._hook = hook
+        self._connection: http.client.HTTPConnection | None = None
+        self._is_cut = False
+
+    def post(self, post: Post) -> tuple[str, float]:
+        """Post an event.
+
+        Returns:
+            Why it failed, empty if it was confirmed; and when the receiver wants it again, in seconds.
+        """
+        hook = self._hook
+        parts = urlsplit(hook.url)
+        target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+        timer = threading.Timer(hook.timeout_seconds, self.cut)
+        timer.daemon = True
+        timer.start()
+        connection = self._connection = self._opened(parts.scheme, str(parts.hostname), parts.port)
+        try:
+            headers = {
+                **headers_of(hook.key, post.message_id, int(time.time()), post.body),
+                "Content-Type": "application/json",
+                "User-Agent": f"cogment-model-registry/{__version__}",
+                "Connection": "close",
+            }
+            connection.request("POST", target, body=post.body, headers=headers)
+            answer = connection.getresponse()
+            if self._is_cut:
+                return f"no answer within {hook.timeout_seconds:g} s", 0
+            if 200 <= answer.status < 300:
+                return "", 0
+            what = "a redirect, which is not followed: " if 300 <= answer.status < 400 else ""
+            return f"{what}status {answer.status}", _seconds(answer.getheader("Retry-After"))
+        except (OSError, http.client.HTTPException) as error:
+            if self._is_cut or isinstance(error, TimeoutError):
+                return f"no answer within {hook.timeout_seconds:g} s", 0
+            # Messages of some errors have parts of the answer, or the address.
+            reason = error.strerror if isinstance(error, OSError) and error.strerror else type(error).__name__
+            return f"{hook.shown_url} cannot be reached: {reason}", 0
+        finally:
+            timer.cancel()
+            connection.close()
+
+    def _opened(self, scheme: str, host: str, port: int | None) -> http.client.HTTPConnection:
+        seconds = self._hook.timeout_seconds
+        if scheme == "https":
+            return http.client.HTTPSConnection(host, port, timeout=seconds, context=ssl.create_default_context())
+        return http.client.HTTPConnection(host, port, timeout=seconds)
+
+    def cut(self) -> None:
+        """End it now."""
+        self._is_cut = True
+        opened = self._connection.sock if self._connection is not None else None
+        if opened is not None:
+            try:
+                opened.shutdown(socket.SHUT_RDWR)
+            except OSError:
+                return  # it is over
+
+
+def _seconds(text: str | None) -> float:
+    """Return the seconds in the header Retry-After; 0 for none, or for a date."""
+    return float(text) if text and text.isascii() and text.isdecimal() and len(text) < 8 else 0.0
