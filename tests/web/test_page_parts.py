@@ -113,6 +113,20 @@ def test_a_version_with_a_hostile_header_has_a_page_that_says_so(http: Http, reg
     assert "Tensors" not in http.get("/models/walker/versions/3", PAGE).text
 
 
+def test_a_version_that_is_a_folder_shows_its_files(http: Http, registry: ModelRegistry, tmp_path: Path) -> None:
+    folder = tmp_path / "policy"
+    (folder / "deep" / ("d" * 90)).mkdir(parents=True)
+    (folder / "weights.bin").write_bytes(bytes(3 * 1024 * 1024))
+    (folder / "deep" / ("d" * 90) / f"{'n' * 120}.json").write_bytes(b"{}")
+    registry.publish("walker", folder)
+    text = http.get("/models/walker/versions/1", PAGE).text
+    assert "weights.bin" in text
+    assert "3.0 MiB" in text
+    assert f"deep/{'d' * 90}/{'n' * 120}.json" in text
+    registry.publish("walker", b"no archive", user_data={"format": "folder.tar"})
+    assert "its bytes are no tar archive" in http.get("/models/walker/versions/2", PAGE).text
+
+
 def test_tensors_of_any_type_are_compared() -> None:
     sums = _Sums()
     first, second = numpy.array([1, numpy.nan, 3], "<f4"), numpy.array([1, numpy.nan, 5], "<f4")

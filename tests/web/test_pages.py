@@ -1,5 +1,6 @@
 """The pages in a real browser: what they show, what they change, and that everyone can use them."""
 
+import re
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any

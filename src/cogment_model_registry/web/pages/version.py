@@ -14,7 +14,7 @@ from starlette.responses import RedirectResponse, Response
 from cogment_model_registry.errors import ModelRegistryError, NotFoundError
 from cogment_model_registry.records.lifecycle import Version
 from cogment_model_registry.web.errors import RefusedError
-from cogment_model_registry.web.pages import tensors
+from cogment_model_registry.web.pages import folders, tensors
 from cogment_model_registry.web.pages.formats import path_of
 from cogment_model_registry.web.pages.rights import read_rights
 from cogment_model_registry.web.registries import Registry
@@ -45,11 +45,12 @@ async def show(request: Request) -> Response:
         version = await registry.describe_version(model_id, name)
         return RedirectResponse(path_of("models", model_id, "versions", version.number), HTTPStatus.SEE_OTHER)
     rights, version = await asyncio.gather(read_rights(request), registry.describe_version(model_id, number_of(name)))
-    latest, running, lineage, listing = await asyncio.gather(
+    latest, running, lineage, listing, folder = await asyncio.gather(
         registry.get_version(model_id),
         registry.consumers(model_id, f"version_number = {version.number}", limit=_CONSUMERS_MAX),
         _lineage(registry, version),
         tensors.read_listing(registry, version),
+        folders.read_folder(registry, version),
     )
     return state_of(request).templates.page(
         request,
@@ -60,6 +61,7 @@ async def show(request: Request) -> Response:
         running=[each for each in running if each.is_live],
         lineage=lineage,
         listing=listing,
+        folder=folder,
         hash_hex=base64.b64decode(version.data_hash).hex() if version.data_hash else "",
         commands=commands(request, version),
         now_ns=time.time_ns(),
