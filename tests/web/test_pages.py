@@ -65,6 +65,9 @@ PATHS = (
     "/models/walker/retention",
     "/models/walker/history",
     "/models/walker/compare?first=2&second=3",
+    "/models/arm",
+    "/models/arm/versions/1/notes",
+    "/models/arm/compare",
     "/login",
 )
 
@@ -172,6 +175,9 @@ async def test_the_first_page_stays_current_and_can_be_paused(visit: Visit, regi
     registry.report_consumer("walker", "actor-2", version=7)
     registry.report_consumer("walker", "actor-3", version=7)
     await visit.wait_for("document.querySelector('[data-table=lagging]')?.innerText == 'All run the newest version.'")
+    await visit.wait_for(
+        "document.querySelector('[data-part=lag-summary]').innerText == 'All 3 consumers run the newest version.'"
+    )
     await visit.page.get_by_role("button", name="Pause").click()
     assert "Paused" in await visit.text("[data-live-state]")
 
