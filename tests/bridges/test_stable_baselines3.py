@@ -71,8 +71,9 @@ def test_an_actor_acts_as_the_trainer_does(registry: ModelRegistry, kind: str) -
 def test_an_actor_follows_the_trainer(registry: ModelRegistry) -> None:
     model, actor = trainer(), trainer()
     with bridge.follow_policy(registry, "cartpole", actor, consumer="actor-1") as followed:
-        model.learn(64, callback=bridge.PublishCallback(registry, "cartpole", every_steps=64))
-        followed.wait_for(timeout=60)
+        callback = bridge.PublishCallback(registry, "cartpole", every_steps=64)
+        model.learn(64, callback=callback)  # publishes before and after it learns from these steps
+        followed.wait_for(newer_than=callback.latest.number - 1, timeout=60)
         assert (actor.policy.action_net.weight == model.policy.action_net.weight).all()
         (consumer,) = registry.wait_for_consumers("cartpole", 1, count=1, timeout=60)
         assert consumer.consumer_id == "actor-1"
