@@ -24,6 +24,7 @@ from benchmarks import (
     listing,
     memory,
     object_store,
+    page,
     peers,
     plots,
     relays,
@@ -59,6 +60,7 @@ _FIGURES = [
     *tokens.BENCHMARKS,
     *h2load.BENCHMARKS,
     *http.BENCHMARKS,
+    *page.BENCHMARKS,
 ]
 _CURVES = [*data_path.CURVES, *control_path.CURVES]
 _WIDTH = 130

@@ -32,7 +32,7 @@ def test_every_answer_has_the_headers_of_security(http: Http, path: str) -> None
     headers = http.get(path).headers
     assert headers["content-security-policy"].startswith("default-src 'none'; script-src 'self'; ")
     assert headers["x-content-type-options"] == "nosniff"
-    assert headers["referrer-policy"] == "no-referrer"
+    assert headers["referrer-policy"] == "same-origin"
     assert headers["x-frame-options"] == "DENY"
     assert "server" not in headers
     assert ("no-store" in headers["cache-control"]) == (not path.startswith("/static"))

@@ -30,7 +30,7 @@ from cogment_model_registry.server.audit import AuditGuard, AuditLog
 from cogment_model_registry.server.audit_calls import AuditLogService
 from cogment_model_registry.server.backends import Backends, OpenBackends, open_backends
 from cogment_model_registry.server.consumer_calls import ConsumerCalls, log_change
-from cogment_model_registry.server.forwarded_calls import ForwardedHandlers, metrics_handlers, socket_path
+from cogment_model_registry.server.forwarded_calls import ForwardedHandlers, own_handlers, socket_path
 from cogment_model_registry.server.identities import Identities
 from cogment_model_registry.server.issuer import issuer_of
 from cogment_model_registry.server.local_calls import LocalCalls
@@ -187,7 +187,7 @@ async def running(settings: Settings, open_backends: OpenBackends = open_backend
         web = await _serve_http(
             stack,
             settings,
-            [*handlers, metrics_handlers(Handlers(metrics.observe_call, guard, limits), metrics.registry)],
+            [*handlers, own_handlers(Handlers(metrics.observe_call, guard, limits), metrics.registry)],
             health,
             certificates,
         )

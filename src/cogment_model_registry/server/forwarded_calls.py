@@ -86,13 +86,23 @@ def _forwarded(behaviour: Callable[..., Any]) -> Callable[..., Any]:
     return behave
 
 
-def metrics_handlers(handlers: Handlers, metrics: CollectorRegistry) -> grpc.GenericRpcHandler:
+def own_handlers(handlers: Handlers, metrics: CollectorRegistry) -> grpc.GenericRpcHandler:
     """Return the handlers of what only this socket has."""
 
     async def read(_request: object, _call: Call) -> bytes:
         return await asyncio.to_thread(generate_latest, metrics)
 
-    methods = handlers.unary({forwarding.READ_METRICS: (messages.VersionRequest, read)})
+    async def describe(_request: object, call: Call) -> bytes:
+        caller = call.caller
+        scopes = tuple(map(str, caller.scopes))
+        return forwarding.Description(caller.name, caller.kind, scopes, caller.expires_ns).encoded()
+
+    methods = handlers.unary(
+        {
+            forwarding.READ_METRICS: (messages.VersionRequest, read),
+            forwarding.DESCRIBE_CALLER: (messages.VersionRequest, describe),
+        }
+    )
     return grpc.method_handlers_generic_handler(forwarding.SERVICE_NAME, methods)
 
 

@@ -107,6 +107,7 @@ _CALLS: Mapping[str, Callable[[Any], Needs]] = {
     "ListConsumers": lambda request: _listing([request.model_id] if request.model_id else []),
     "ListChanges": _of_model("admin"),
     "LocalReadMetrics": lambda _: (Need(READ, ANY),),  # which show the ids of models
+    "LocalDescribeCaller": lambda _: (),  # whoever calls knows it
 }
 
 NEEDS = {**_CALLS, "LocalReadVersion": _CALLS["ReadVersion"], "LocalUploadVersion": _CALLS["UploadVersion"]}

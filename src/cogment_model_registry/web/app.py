@@ -14,7 +14,7 @@ from starlette.routing import BaseRoute, Route
 
 from cogment_model_registry.errors import ModelRegistryError, UnauthenticatedError
 from cogment_model_registry.settings.web import WebOptions
-from cogment_model_registry.web import api, errors, health, login
+from cogment_model_registry.web import api, errors, health, login, pages
 from cogment_model_registry.web.errors import RefusedError
 from cogment_model_registry.web.registries import Registry
 from cogment_model_registry.web.security import Security, own_names
@@ -29,12 +29,14 @@ def new_app(options: WebOptions) -> Starlette:
         options: What the server wants.
     """
     state = State(options, Registry(options.socket_path))
+    feeds = pages.install(state)
 
     @asynccontextmanager
     async def lifespan(_app: Starlette) -> AsyncIterator[None]:
         try:
             yield
         finally:
+            await feeds.close()
             await state.registry.close()
 
     names = own_names(options.hosts)
@@ -51,6 +53,7 @@ def new_app(options: WebOptions) -> Starlette:
     )
     app.router.redirect_slashes = False
     app.state.shared = state
+    app.state.feeds = feeds
     return app
 
 
@@ -66,6 +69,7 @@ def _routes(state: State) -> Sequence[BaseRoute]:
         Route("/static/{tag}/{name}", static),
         Route("/static/{name}", static),
         *api.routes(),
+        *pages.routes(),
     ]
 
 

@@ -97,6 +97,11 @@ class Registry(ModelRegistry):
         """
         return await self._asked(method_path(forwarding.READ_METRICS, forwarding.SERVICE_NAME), "reading the metrics")
 
+    async def describe_caller(self) -> forwarding.Description:
+        """Return who asks, and what they may do."""
+        path = method_path(forwarding.DESCRIBE_CALLER, forwarding.SERVICE_NAME)
+        return forwarding.Description.decoded(await self._asked(path, "asking who calls"))
+
     async def is_serving(self) -> bool:
         """Return whether the server serves, as `grpc.health.v1` says.
 

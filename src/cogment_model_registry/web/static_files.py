@@ -63,7 +63,8 @@ class StaticFiles:
 
 
 def _folder() -> list[Traversable]:
-    return [*files("cogment_model_registry.web").joinpath("static").iterdir()]
+    own = files("cogment_model_registry.web").joinpath("static")
+    return [*own.iterdir(), *own.joinpath("vendor").iterdir()]  # the latter as others have published them
 
 
 def _read(name: str, data: bytes) -> _File:

@@ -29,7 +29,7 @@ class Templates:
             lstrip_blocks=True,
             auto_reload=False,
         )
-        self.environment.globals.update(static=self.static.address, version=__version__)
+        self.environment.globals.update(static=self.static.address, release=__version__)
 
     def page(self, request: Request, name: str, status: HTTPStatus = HTTPStatus.OK, **values: Any) -> Response:
         """Return a page.

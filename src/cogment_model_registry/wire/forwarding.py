@@ -5,6 +5,8 @@ comes there, and what comes over the network never.
 """
 
 import ipaddress
+import json
+from dataclasses import asdict, dataclass
 
 PEER_KEY = "cogment-forwarded-peer"
 """The metadata with the address of whoever a call is for, in gRPC's words: ``ipv4:127.0.0.1:4711``."""
@@ -14,6 +16,37 @@ SERVICE_NAME = "cogment_model_registry.v1.Web"
 
 READ_METRICS = "LocalReadMetrics"
 """Its method that returns the metrics of the server, in Prometheus' text format."""
+
+
+DESCRIBE_CALLER = "LocalDescribeCaller"
+"""Its method that says who calls and what they may do: a `Description` in JSON."""
+
+
+@dataclass(frozen=True, slots=True)
+class Description:
+    """Who calls, and what they may do.
+
+    Attributes:
+        name: The name of their grant, or words for somebody without one.
+        kind: How they show who they are, such as ``token``; ``anonymous`` for those who do not.
+        scopes: What they may do.
+        expires_ns: When that ends, in nanoseconds since the Unix epoch; None for never.
+    """
+
+    name: str
+    kind: str
+    scopes: tuple[str, ...]
+    expires_ns: int | None = None
+
+    def encoded(self) -> bytes:
+        """Return the reply that says so."""
+        return json.dumps(asdict(self)).encode()
+
+    @classmethod
+    def decoded(cls, reply: bytes) -> "Description":
+        """Return what a reply says."""
+        fields = json.loads(reply)
+        return cls(**{**fields, "scopes": tuple(fields["scopes"])})
 
 
 def peer_of(host: str, port: int) -> str:

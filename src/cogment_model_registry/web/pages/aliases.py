@@ -1,0 +1,226 @@
+"""An alias: where it points, where it pointed, and moving it there and back."""
+
+import asyncio
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from http import HTTPStatus
+
+from starlette.requests import Request
+from starlette.responses import RedirectResponse, Response
+
+from cogment_model_registry.errors import ModelRegistryError
+from cogment_model_registry.records.history import HistoryEntry
+from cogment_model_registry.records.lifecycle import Alias, ModelSummary, Version
+from cogment_model_registry.web.pages.changes import Outcome, Plan, whole_number
+from cogment_model_registry.web.pages.formats import path_of, with_query
+from cogment_model_registry.web.pages.rights import Rights, read_rights
+from cogment_model_registry.web.registries import Registry
+from cogment_model_registry.web.state import registry_of, state_of
+
+_HISTORY_MAX = 200
+_CANDIDATES_MAX = 12
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """What the audit log says.
+
+    Attributes:
+        entries: Changes, newest first.
+        problem: Why there are none to read; empty otherwise.
+    """
+
+    entries: Sequence[HistoryEntry] = ()
+    problem: str = ""
+
+
+async def read_history(registry: Registry, rights: Rights, model_id: str, limit: int = _HISTORY_MAX) -> History:
+    """Return the changes of a model, as far as the server keeps them and whoever asks may read them."""
+    if not rights.may("admin", model_id):
+        return History(problem="The history takes the scope admin.")
+    try:
+        return History(await registry.history(model_id, limit=limit))
+    except ModelRegistryError as error:
+        return History(problem=error.message)
+
+
+async def show(request: Request) -> Response:
+    """Answer with the page of an alias."""
+    model_id, name = request.path_params["model_id"], request.path_params["alias"]
+    registry = registry_of(request)
+    rights, model = await asyncio.gather(read_rights(request), registry.describe_model(model_id))
+    alias = alias_of(model, name)
+    history, archived = await asyncio.gather(
+        read_history(registry, rights, model_id),
+        registry.find_versions(model_id, "archived = true", order_by="version_number desc", limit=_CANDIDATES_MAX),
+    )
+    entries = [entry for entry in history.entries if entry.alias == name]
+    return state_of(request).templates.page(
+        request,
+        "alias.html",
+        rights=rights,
+        model=model,
+        alias_name=name,
+        alias=alias,
+        history=History(entries, history.problem),
+        candidates=candidates(alias, entries, archived),
+        now_ns=time.time_ns(),
+    )
+
+
+def alias_of(model: ModelSummary, name: str) -> Alias | None:
+    """Return an alias of a model; None if it does not exist."""
+    return next((alias for alias in model.aliases if alias.name == name), None)
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A version that an alias may be rolled back to.
+
+    Attributes:
+        version: The version.
+        was_there: Whether the alias pointed to it before, as the audit log says.
+    """
+
+    version: Version
+    was_there: bool
+
+
+def candidates(alias: Alias | None, entries: Sequence[HistoryEntry], archived: Sequence[Version]) -> list[Candidate]:
+    """Return the versions that an alias may be rolled back to: where it was, the last one first; then older ones."""
+    now = alias.version_number if alias else 0
+    by_number = {version.number: version for version in archived}
+    earlier = dict.fromkeys(
+        number for entry in entries if (number := _target(entry.before)) and number != now and number in by_number
+    )
+    others = [number for number in by_number if number != now and number not in earlier and (not now or number < now)]
+    return [Candidate(by_number[number], number in earlier) for number in [*earlier, *others]]
+
+
+def _target(state: Mapping[str, object] | None) -> int:
+    """Return where an alias pointed, as an entry of the audit log has it; 0 if it did not exist."""
+    number = (state or {}).get("version_number", 0)
+    return number if isinstance(number, int) else 0
+
+
+# Moving one.
+
+
+async def plan_move(request: Request, rights: Rights, fields: Mapping[str, str]) -> Plan:
+    """Return what moving an alias will do."""
+    model_id, name = request.path_params["model_id"], request.path_params["alias"]
+    registry = registry_of(request)
+    model = await registry.describe_model(model_id)
+    alias = alias_of(model, name)
+    revision = str(alias.revision if alias else 0)
+    back = path_of("models", model_id, "aliases", name)
+    refusal = "" if rights.may("alias", model_id, name) else f"That takes the scope alias for {name}, which you lack."
+    number = fields.get("version", "").strip()
+    if not number.isdecimal():
+        return Plan(
+            f"Point {name} to a version",
+            [_now(name, alias)],
+            "Continue",
+            back if alias else path_of("models", model_id),
+            {"revision": revision},
+            "version",
+            refusal=refusal,
+        )
+    version = await registry.describe_version(model_id, whole_number(number, "the version"))
+    running = await registry.consumers(model_id, limit=1000)
+    effects = [_move(name, alias, version.number)]
+    if alias is None or alias.version_number != version.number:
+        effects.append("Everyone who deploys by this alias gets that version from now on.")
+    if not version.archived:
+        effects.append(f"Version {version.number} is transient: it is archived first, durably.")
+    already = sum(each.is_live and each.version_number == version.number for each in running)
+    if already:
+        effects.append(f"{already} of {len(running)} consumers of the model run that version already.")
+    return Plan(
+        f"Move {name} to version {version.number}" if alias else f"Create the alias {name}",
+        effects,
+        f"Move {name} to {version.number}" if alias else f"Create {name}",
+        back if alias else path_of("models", model_id),
+        {"revision": revision, "version": str(version.number)},
+        refusal=refusal,
+        values={"from": alias.version_number if alias else None, "to": version.number},
+    )
+
+
+def _now(name: str, alias: Alias | None) -> str:
+    return f"{name} points to version {alias.version_number} now." if alias else f"{name} does not exist yet."
+
+
+def _move(name: str, alias: Alias | None, number: int) -> str:
+    if alias is None:
+        return f"{name} does not exist yet; it will point to version {number}."
+    if alias.version_number == number:
+        return f"{name} points to version {number} already; its revision will change."
+    return f"{name} points to version {alias.version_number} now; it will point to version {number}."
+
+
+async def move(request: Request, fields: Mapping[str, str]) -> Outcome:
+    """Move an alias, if nobody else has since the page was shown."""
+    model_id, name = request.path_params["model_id"], request.path_params["alias"]
+    number = whole_number(fields.get("version", ""), "the version")
+    revision = whole_number(fields.get("revision", ""), "the revision", least=0)
+    registry = registry_of(request)
+    before = alias_of(await registry.describe_model(model_id), name)
+    alias = await registry.set_alias(model_id, name, number, expected=revision)
+    page = path_of("models", model_id, "aliases", name)
+    links = {name: page, "Back to the model": path_of("models", model_id)}
+    details = ["It is durable, and everyone who watches the model is notified."]
+    if before and before.version_number != number:
+        details.insert(0, f"It pointed to version {before.version_number} before.")
+        undo = with_query(path_of("models", model_id, "aliases", name, "move"), version=before.version_number)
+        links = {f"Undo: move it back to {before.version_number}": undo, **links}
+    return Outcome(f"{name} points to version {alias.version_number}", details, links)
+
+
+# Removing one.
+
+
+async def plan_removal(request: Request, rights: Rights, _fields: Mapping[str, str]) -> Plan:
+    """Return what removing an alias will do."""
+    model_id, name = request.path_params["model_id"], request.path_params["alias"]
+    alias = alias_of(await registry_of(request).describe_model(model_id), name)
+    refusal = "" if rights.may("alias", model_id, name) else f"That takes the scope alias for {name}, which you lack."
+    return Plan(
+        f"Remove the alias {name}",
+        [
+            f"{name} points to version {alias.version_number} now; the name will be gone, and the version stays."
+            if alias
+            else f"{name} does not exist.",
+            "Whoever deploys by this alias gets an error until it exists again.",
+        ],
+        f"Remove {name}",
+        path_of("models", model_id, "aliases", name) if alias else path_of("models", model_id),
+        {"revision": str(alias.revision if alias else 0)},
+        is_dangerous=True,
+        refusal=refusal if alias else "There is nothing to remove.",
+    )
+
+
+async def remove(request: Request, fields: Mapping[str, str]) -> Outcome:
+    """Remove an alias, if nobody has moved it since the page was shown."""
+    model_id, name = request.path_params["model_id"], request.path_params["alias"]
+    revision = whole_number(fields.get("revision", ""), "the revision")
+    registry = registry_of(request)
+    before = alias_of(await registry.describe_model(model_id), name)
+    await registry.remove_alias(model_id, name, expected=revision)
+    links = {"Back to the model": path_of("models", model_id)}
+    if before:
+        undo = with_query(path_of("models", model_id, "aliases", name, "move"), version=before.version_number)
+        links = {f"Undo: point it to {before.version_number} again": undo, **links}
+    return Outcome(f"The alias {name} is removed", (), links)
+
+
+async def create(request: Request) -> Response:
+    """Go on with the alias that a form names: its page of moving it says what that will do."""
+    model_id = request.path_params["model_id"]
+    name, version = (request.query_params.get(field, "").strip() for field in ("name", "version"))
+    if not name or "/" in name:
+        return RedirectResponse(path_of("models", model_id), HTTPStatus.SEE_OTHER)
+    address = with_query(path_of("models", model_id, "aliases", name, "move"), version=version)
+    return RedirectResponse(address, HTTPStatus.SEE_OTHER)

@@ -1,0 +1,294 @@
+"""Pages that stay current: server-sent events with the parts of a page that have changed.
+
+All open pages about a model, of callers with the same rights, share a feed: one watch of versions and aliases, and one
+list of consumers from time to time. How far behind consumers are changes without a report of theirs, so the list is
+what counts, and it is asked for as often as a bound on its cost allows. Each page gets the rows that it does not have
+yet, however slow it is.
+"""
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from itertools import islice
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
+
+from cogment_model_registry.client.calls import method_path
+from cogment_model_registry.client.deadlines import Backoff
+from cogment_model_registry.client.failures import Subject
+from cogment_model_registry.client.streams import streaming
+from cogment_model_registry.errors import LimitedError, ModelRegistryError, TimedOutError
+from cogment_model_registry.records.lifecycle import ModelSummary, Version
+from cogment_model_registry.records.news import Gone
+from cogment_model_registry.web.errors import RefusedError
+from cogment_model_registry.web.pages import consumers, queries
+from cogment_model_registry.web.pages.consumers import Row
+from cogment_model_registry.web.pages.model import CONSUMER_ROWS, NEWEST_FIRST
+from cogment_model_registry.web.pages.models import LAGGING_ROWS
+from cogment_model_registry.web.registries import Caller, Registry, current
+from cogment_model_registry.web.state import State, caller_of, state_of
+from cogment_model_registry.wire import watching as wire
+from cogment_model_registry.wire.lifecycle import SERVICE_NAME
+
+PAGES_MAX = 500
+"""How many pages may be open at the same time."""
+
+_VERSION_ROWS = 20
+_LIST_SECONDS = 1.0
+"""The shortest time between two lists."""
+
+_VERSIONS_SECONDS = 5.0
+"""How soon a page shows that an older version is gone, of which the watch says nothing."""
+
+_SHARE = 1 / 40
+"""The part of the time that lists may take."""
+
+_STREAM_SECONDS = 300.0
+_BEAT_SECONDS = 15.0
+"""How long a page hears nothing at most, so that both sides notice a connection that is lost."""
+
+
+@dataclass(slots=True)
+class Feed:
+    """What the pages about a model show now, or, without a model, what the first page shows.
+
+    Attributes:
+        parts: The parts of the page, by name: HTML.
+        tables: The rows of its tables, by the name of the table: HTML by key, in order.
+        readers: The pages, by what wakes them.
+        is_filled: Whether it has all of them.
+        is_over: Whether there is no more to come.
+        task: What keeps it current.
+    """
+
+    parts: dict[str, str] = field(default_factory=dict)
+    tables: dict[str, dict[str, str]] = field(default_factory=dict)
+    readers: set[asyncio.Event] = field(default_factory=set)
+    is_filled: bool = False
+    is_over: bool = False
+    task: "asyncio.Task[None] | None" = None
+
+    def changed(self) -> None:
+        """Wake the pages."""
+        for reader in self.readers:
+            reader.set()
+
+
+class Feeds:
+    """The feeds of a process.
+
+    Args:
+        state: What the routes share.
+    """
+
+    def __init__(self, state: State) -> None:
+        self._state = state
+        self._feeds: dict[tuple[str, str, str], Feed] = {}
+        self._pages = 0
+
+    async def events(self, caller: Caller, model_id: str) -> AsyncIterator[str]:
+        """Yield the events for one page, until it is closed."""
+        # Rights depend on the token and the host, so pages that share a feed may see the same.
+        key = (caller.token, caller.peer.rpartition(":")[0], model_id)
+        feed = self._feeds.get(key)
+        if feed is None or feed.is_over:
+            feed = self._feeds[key] = Feed()
+            feed.task = asyncio.create_task(self._run(feed, caller, model_id))
+        news = asyncio.Event()
+        feed.readers.add(news)
+        self._pages += 1
+        if feed.is_filled:
+            news.set()
+        sent = Sent()
+        try:
+            yield "retry: 2000\n\n"
+            while not feed.is_over:
+                try:
+                    async with asyncio.timeout(_BEAT_SECONDS):
+                        await news.wait()
+                except TimeoutError:
+                    yield ": still here\n\n"
+                    continue
+                news.clear()
+                text = sent.difference(feed)
+                if text:
+                    yield f"data: {text}\n\n"
+        finally:
+            self._pages -= 1
+            feed.readers.discard(news)
+            if not feed.readers and feed.task is not None:
+                feed.task.cancel()
+                if self._feeds.get(key) is feed:
+                    del self._feeds[key]
+
+    @property
+    def has_room(self) -> bool:
+        """Whether another page may be opened."""
+        return self._pages < PAGES_MAX
+
+    async def close(self) -> None:
+        """End all feeds."""
+        tasks = [feed.task for feed in self._feeds.values() if feed.task]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _run(self, feed: Feed, caller: Caller, model_id: str) -> None:
+        current.set(caller)
+        source = _Source(self._state, feed, model_id)
+        try:
+            await source.run()
+        except ModelRegistryError:
+            pass  # the page asks again, and is told so then
+        finally:
+            feed.is_over = True
+            feed.changed()
+
+
+class Sent:
+    """What one page has already."""
+
+    def __init__(self) -> None:
+        self._parts: dict[str, str] = {}
+        self._tables: dict[str, dict[str, str]] = {}
+
+    def difference(self, feed: Feed) -> str:
+        """Return the document with what a page lacks; empty for nothing. It has the page up to date then."""
+        parts = {name: html for name, html in feed.parts.items() if self._parts.get(name) != html}
+        tables: dict[str, object] = {}
+        for name, rows in feed.tables.items():
+            known = self._tables.get(name, {})
+            changed = {key: html for key, html in rows.items() if known.get(key) != html}
+            if changed or [*known] != [*rows]:
+                tables[name] = {"order": [*rows], "rows": changed}
+            self._tables[name] = rows
+        self._parts = dict(feed.parts)
+        if not parts and not tables:
+            return ""
+        return json.dumps({"parts": parts, "tables": tables}, separators=(",", ":"))
+
+
+class _Source:
+    """Keeps a feed current.
+
+    Args:
+        state: What the routes share.
+        feed: The feed.
+        model_id: The model; empty for all of them.
+    """
+
+    def __init__(self, state: State, feed: Feed, model_id: str) -> None:
+        self._registry: Registry = state.registry
+        self._environment = state.templates.environment
+        self._feed = feed
+        self._macros: Any = self._environment.get_template("_rows.html").module
+        self._model_id = model_id
+        self._is_stale = asyncio.Event()
+        self._versions_listed = float("-inf")
+
+    async def run(self) -> None:
+        """Keep it current until it is cancelled.
+
+        Raises:
+            ModelRegistryError: The model is gone, or the server stops, or whoever asks may not see it any more.
+        """
+        if not self._model_id:
+            await self._look_again(self._look_at_all)
+            return
+        watching = asyncio.create_task(self._watch())
+        try:
+            await self._look_again(self._look_at_model)
+        finally:
+            watching.cancel()
+            await asyncio.gather(watching, return_exceptions=True)
+
+    async def _look_again(self, look: Callable[[], Awaitable[None]]) -> None:
+        backoff = Backoff()
+        while True:
+            began = time.perf_counter()
+            pause = _LIST_SECONDS
+            try:
+                await look()
+                backoff = Backoff()
+            except (LimitedError, TimedOutError) as error:
+                pause = max(backoff.next_seconds(error), _LIST_SECONDS)
+            self._feed.is_filled = True
+            self._feed.changed()
+            await asyncio.sleep(max(pause, (time.perf_counter() - began) / _SHARE))
+
+    async def _look_at_all(self) -> None:
+        every = await consumers.read_consumers(self._registry, None)
+        overview = consumers.overview_of(every)
+        notable = (row for row in overview.rows if row.is_notable)
+        self._feed.tables["lagging"] = self._consumer_rows(notable, LAGGING_ROWS, has_model=True)
+        self._feed.parts["lag-summary"] = self._render("_lag_summary.html", overview=overview)
+
+    async def _look_at_model(self) -> None:
+        every = await consumers.read_consumers(self._registry, self._model_id)
+        now = time.monotonic()
+        if self._is_stale.is_set() or now - self._versions_listed >= _VERSIONS_SECONDS:
+            self._is_stale.clear()
+            self._versions_listed = now
+            await self._look_at_versions()
+        overview = consumers.overview_of(every)
+        self._feed.tables["consumers"] = self._consumer_rows(overview.rows, CONSUMER_ROWS, has_model=False)
+        self._feed.parts["spread"] = self._render("_spread.html", overview=overview, model_id=self._model_id)
+
+    async def _look_at_versions(self) -> None:
+        model, page = await asyncio.gather(
+            self._registry.describe_model(self._model_id),
+            queries.find_versions(self._registry, self._model_id, order_by=NEWEST_FIRST, size=_VERSION_ROWS),
+        )
+        self._feed.tables["versions"] = self._version_rows(page.versions)
+        self._feed.parts["aliases"] = self._render("_aliases.html", model=model)
+        self._feed.parts["facts"] = self._render("_facts.html", model=model, pace=queries.pace_of(page.versions[:10]))
+
+    def _consumer_rows(self, rows: Iterable[Row], count: int, *, has_model: bool) -> dict[str, str]:
+        render = self._macros.consumer_row
+        return {row.key: render(row, has_model, True).strip() for row in islice(rows, count)}
+
+    def _version_rows(self, versions: Sequence[Version]) -> dict[str, str]:
+        return {str(each.number): self._macros.version_row(each).strip() for each in versions}
+
+    def _render(self, name: str, **values: object) -> str:
+        return self._environment.get_template(name).render(now_ns=time.time_ns(), **values).strip()
+
+    async def _watch(self) -> None:
+        """Note that versions or aliases have changed, as long as it is not cancelled."""
+        subject = Subject("watching", self._model_id)
+        path = method_path("Watch", SERVICE_NAME)
+        request = wire.watch_request([self._model_id], "", every=False)
+        backoff = Backoff()
+        while True:
+            failure: ModelRegistryError | None = None
+            try:
+                async with streaming(self._registry.calls, path, request, subject, _STREAM_SECONDS) as replies:
+                    while (message := await replies.read()) is not None:
+                        reply = wire.decode_reply(message)
+                        if isinstance(reply, wire.Reply) and isinstance(reply.event, Version | ModelSummary | Gone):
+                            self._is_stale.set()
+                backoff = Backoff()
+            except ModelRegistryError as error:
+                failure = error
+            self._is_stale.set()
+            await asyncio.sleep(backoff.next_seconds(failure))
+
+
+async def answer(request: Request) -> Response:
+    """Answer with the events for a page about a model, or for the first page."""
+    state = state_of(request)
+    model_id = request.path_params.get("model_id", "")
+    if model_id:
+        await state.registry.describe_model(model_id)
+    feeds: Feeds = request.app.state.feeds
+    if not feeds.has_room:
+        raise RefusedError(
+            HTTPStatus.SERVICE_UNAVAILABLE, "too many pages are open; this one shows what it had", {"retry-after": "30"}
+        )
+    headers = {"cache-control": "no-store", "x-accel-buffering": "no"}
+    return StreamingResponse(feeds.events(caller_of(request), model_id), 200, headers, "text/event-stream")

@@ -1,0 +1,106 @@
+"""The page of a model: who runs what, its versions, aliases, metrics and rules."""
+
+import asyncio
+import time
+from collections.abc import Sequence
+from http import HTTPStatus
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from cogment_model_registry.errors import InvalidError
+from cogment_model_registry.records.lifecycle import Version
+from cogment_model_registry.web.pages import consumers, queries
+from cogment_model_registry.web.pages.queries import VersionPage
+from cogment_model_registry.web.pages.rights import read_rights
+from cogment_model_registry.web.registries import Registry
+from cogment_model_registry.web.state import registry_of, state_of
+
+CONSUMER_ROWS = 80
+"""How many consumers the page of a model shows, those that are furthest behind first."""
+
+VERSION_ROWS = 50
+"""How many versions a page of them has."""
+
+NEWEST_FIRST = "version_number desc"
+_METRICS_MAX = 12
+_CURVE_VERSIONS = 2000
+"""Of how many of the newest versions the curves are."""
+
+
+async def show(request: Request) -> Response:
+    """Answer with the page."""
+    model_id = request.path_params["model_id"]
+    registry = registry_of(request)
+    accepted, order, token = (request.query_params.get(name, "").strip() for name in ("filter", "order", "page"))
+    rights, model, found, reported = await asyncio.gather(
+        read_rights(request),
+        registry.describe_model(model_id),
+        _versions(registry, model_id, accepted, order or NEWEST_FIRST, token),
+        consumers.read_consumers(registry, model_id),
+    )
+    page, problem = found
+    is_newest = not (accepted or token) and order in ("", NEWEST_FIRST)
+    pace = await _pace(registry, model_id, page.versions, is_newest=is_newest)
+    return state_of(request).templates.page(
+        request,
+        "model.html",
+        HTTPStatus.BAD_REQUEST if problem else HTTPStatus.OK,
+        rights=rights,
+        model=model,
+        pace=pace,
+        overview=consumers.overview_of(reported),
+        consumer_rows=CONSUMER_ROWS,
+        page=page,
+        metrics=metric_names(page.versions),
+        accepted=accepted,
+        order=order or NEWEST_FIRST,
+        problem=problem,
+        is_newest=is_newest,
+        is_first=not token,
+        now_ns=time.time_ns(),
+    )
+
+
+async def _versions(
+    registry: Registry, model_id: str, accepted: str, order: str, token: str
+) -> tuple[VersionPage, str]:
+    """Return a page of versions, and what is wrong with the filter, the order or the page; empty for nothing."""
+    try:
+        page = await queries.find_versions(
+            registry, model_id, accepted=accepted, order_by=order, token=token, size=VERSION_ROWS
+        )
+    except InvalidError as error:
+        return VersionPage((), ""), error.message
+    return page, ""
+
+
+async def _pace(registry: Registry, model_id: str, versions: Sequence[Version], *, is_newest: bool) -> queries.Pace:
+    if not is_newest:
+        versions = (await queries.find_versions(registry, model_id, order_by=NEWEST_FIRST, size=10)).versions
+    return queries.pace_of(versions[:10])
+
+
+def metric_names(versions: Sequence[Version]) -> list[str]:
+    """Return the names of the metrics that some versions have, those of most versions first; not all of very many."""
+    counts: dict[str, int] = {}
+    for version in versions:
+        for name in version.metrics:
+            counts[name] = counts.get(name, 0) + 1
+    return sorted(counts, key=lambda name: (-counts[name], name))[:_METRICS_MAX]
+
+
+async def curves(request: Request) -> Response:
+    """Answer with the metrics of the newest versions, oldest first, by name; null where a version has none."""
+    model_id = request.path_params["model_id"]
+    registry = registry_of(request)
+    versions = await registry.find_versions(model_id, order_by=NEWEST_FIRST, limit=_CURVE_VERSIONS)
+    versions.reverse()
+    names = metric_names(versions)
+    noted = [version for version in versions if any(name in version.metrics for name in names)]
+    return JSONResponse(
+        {
+            "versions": [version.number for version in noted],
+            "metrics": {name: [version.metrics.get(name) for version in noted] for name in names},
+        }
+    )

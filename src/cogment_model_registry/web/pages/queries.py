@@ -1,0 +1,194 @@
+"""What the pages ask of the registry, one page of a listing at a time."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from cogment_model_registry.client.backends import Channel
+from cogment_model_registry.client.calls import method_path
+from cogment_model_registry.client.deadlines import Deadline
+from cogment_model_registry.client.failures import Subject
+from cogment_model_registry.errors import DataLossError, NotFoundError, quoted
+from cogment_model_registry.records.lifecycle import ModelSummary, Version
+from cogment_model_registry.web.pages.formats import NS_PER_SECOND
+from cogment_model_registry.web.registries import Registry
+from cogment_model_registry.wire import lifecycle as wire
+from cogment_model_registry.wire import models as wire_models
+
+_SECONDS = 30.0
+"""How long a page waits for an answer."""
+
+_RATE_VERSIONS = 10
+"""Over how many versions the rate of publishing is an average."""
+
+
+@dataclass(frozen=True, slots=True)
+class VersionPage:
+    """A page of versions.
+
+    Attributes:
+        versions: The versions.
+        next_token: Names the next page; empty at the end.
+    """
+
+    versions: Sequence[Version]
+    next_token: str
+
+
+async def find_versions(
+    registry: Registry, model_id: str, *, accepted: str = "", order_by: str, token: str = "", size: int
+) -> VersionPage:
+    """Return a page of the versions that a filter accepts.
+
+    Args:
+        registry: The registry.
+        model_id: Their model.
+        accepted: The filter.
+        order_by: The order.
+        token: Names the page; empty for the first one.
+        size: How many to return at most.
+
+    Raises:
+        InvalidError: The filter or the order is malformed, or the token is not one of them.
+    """
+    request = wire.ListVersionsRequest(
+        model_id=model_id, filter=accepted, order_by=order_by, page_size=size, page_token=token
+    )
+    subject = Subject("looking for versions", model_id)
+    reply = await registry.calls.unary(
+        "ListVersions", request, wire.ListVersionsReply, subject, Deadline(_SECONDS), service=wire.SERVICE_NAME
+    )
+    return VersionPage([*map(wire.version_from_message, reply.versions)], reply.next_page_token)
+
+
+async def find_models(registry: Registry, accepted: str, token: str, size: int) -> tuple[list[ModelSummary], str]:
+    """Return a page of models, and the token of the next one; see `find_versions`."""
+    request = wire_models.ListModelsRequest(filter=accepted, page_size=size, page_token=token)
+    reply = await registry.calls.unary(
+        "ListModels",
+        request,
+        wire_models.ListModelsReply,
+        Subject("looking for models", None),
+        Deadline(_SECONDS),
+        service=wire.SERVICE_NAME,
+    )
+    return [*map(wire_models.model_from_message, reply.models)], reply.next_page_token
+
+
+async def named_versions(registry: Registry, refs: Sequence[tuple[str, int]]) -> list[Version]:
+    """Return versions by their models and numbers, or -n for the n-th from the last, in the order given.
+
+    Raises:
+        NotFoundError: One does not exist.
+    """
+    if not refs:
+        return []
+    found: list[Version] = []
+    token = ""
+    while True:
+        request = wire.ListVersionsRequest(versions=[wire.version_ref(*ref) for ref in refs], page_token=token)
+        reply = await registry.calls.unary(
+            "ListVersions",
+            request,
+            wire.ListVersionsReply,
+            Subject("looking up versions", None),
+            Deadline(_SECONDS),
+            service=wire.SERVICE_NAME,
+        )
+        found += map(wire.version_from_message, reply.versions)
+        token = reply.next_page_token
+        if not token:
+            return found
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How a model is published.
+
+    Attributes:
+        latest: Its newest version; None if it has none.
+        per_second: How many versions were published in a second, over the last few of them; None if that is not known.
+    """
+
+    latest: Version | None = None
+    per_second: float | None = None
+
+
+async def paces(registry: Registry, models: Sequence[ModelSummary]) -> dict[str, Pace]:
+    """Return how some models are published, by their ids."""
+    refs: list[tuple[str, int]] = []
+    for model in models:
+        if model.versions:
+            refs += [(model.model_id, -1), (model.model_id, -min(model.versions, _RATE_VERSIONS))]
+    try:
+        versions = await named_versions(registry, refs)
+    except NotFoundError:  # one was evicted or deleted in the meantime
+        versions = [version for ref in refs for version in await _if_it_exists(registry, ref)]
+    by_model: dict[str, list[Version]] = {}
+    for version in versions:
+        by_model.setdefault(version.model_id, []).append(version)
+    return {model_id: pace_of(some) for model_id, some in by_model.items()}
+
+
+async def _if_it_exists(registry: Registry, ref: tuple[str, int]) -> list[Version]:
+    try:
+        return await named_versions(registry, [ref])
+    except NotFoundError:
+        return []
+
+
+def pace_of(versions: Sequence[Version], now_ns: int | None = None) -> Pace:
+    """Return how a model is published, from some of its newest versions.
+
+    When nothing was published since, the time that has passed counts too, so that the rate falls.
+    """
+    if not versions:
+        return Pace()
+    oldest, latest = min(versions, key=_number), max(versions, key=_number)
+    numbers = latest.number - oldest.number
+    now_ns = time.time_ns() if now_ns is None else now_ns
+    seconds = (max(latest.created_ns, now_ns) - oldest.created_ns) / NS_PER_SECOND
+    return Pace(latest, numbers / seconds if numbers and seconds > 0 else None)
+
+
+def _number(version: Version) -> int:
+    return version.number
+
+
+async def read_part(registry: Registry, version: Version, start: int, length: int) -> bytes:
+    """Return some bytes of a version, at most those that it has.
+
+    Args:
+        registry: The registry.
+        version: The version.
+        start: Where to begin.
+        length: How many bytes to return.
+
+    Raises:
+        PreconditionError: Another version has its number.
+        DataLossError: The bytes ended too soon.
+    """
+    length = min(length, version.data_size_bytes - start)
+    if length <= 0:
+        return b""
+    name = f"version {version.number} of model {quoted(version.model_id)}"
+    subject = Subject(f"reading {name}", version.model_id, version.number)
+    request = wire.read_request(version.model_id, version.number, start, length, version.data_hash)
+    path = method_path("ReadVersion", wire.SERVICE_NAME)
+    deadline = Deadline(_SECONDS)
+
+    async def read(channel: Channel) -> bytes:
+        replies = registry.calls.backend.stream(channel, path, request.SerializeToString(), deadline.left_seconds())
+        parts = bytearray()
+        try:
+            while len(parts) < length and (message := await replies.read()) is not None:
+                content = wire.read_reply(message)
+                if not isinstance(content, Version):
+                    parts += content
+        finally:
+            replies.cancel()
+        if len(parts) < length:
+            raise DataLossError.version(version.model_id, version.number, "its bytes end too soon")
+        return bytes(parts[:length])
+
+    return await registry.calls.retrying(read, subject, deadline)

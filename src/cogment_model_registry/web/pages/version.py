@@ -1,0 +1,166 @@
+"""The page of a version: its record, who runs it, where it comes from, its tensors, and how to fetch it."""
+
+import asyncio
+import base64
+import shlex
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from http import HTTPStatus
+
+from starlette.requests import Request
+from starlette.responses import RedirectResponse, Response
+
+from cogment_model_registry.errors import ModelRegistryError, NotFoundError
+from cogment_model_registry.records.lifecycle import Version
+from cogment_model_registry.web.errors import RefusedError
+from cogment_model_registry.web.pages import folders, tensors
+from cogment_model_registry.web.pages.formats import path_of
+from cogment_model_registry.web.pages.rights import read_rights
+from cogment_model_registry.web.registries import Registry
+from cogment_model_registry.web.state import registry_of, state_of
+
+_CONSUMERS_MAX = 200
+_CHILDREN_MAX = 20
+_ANCESTORS_MAX = 8
+_RUN_MAX = 20
+
+
+def number_of(text: str) -> int:
+    """Return the number in a path.
+
+    Raises:
+        RefusedError: It is no number.
+    """
+    if not text.isascii() or not text.isdecimal() or not 0 < len(text) <= 19:
+        raise RefusedError(HTTPStatus.NOT_FOUND, f"there is no version {text[:40]!r}; versions have numbers from 1")
+    return int(text)
+
+
+async def show(request: Request) -> Response:
+    """Answer with the page; with the address of a version by its number, if it was asked for by an alias."""
+    model_id, name = request.path_params["model_id"], request.path_params["version"]
+    registry = registry_of(request)
+    if not name.isdecimal():
+        version = await registry.describe_version(model_id, name)
+        return RedirectResponse(path_of("models", model_id, "versions", version.number), HTTPStatus.SEE_OTHER)
+    rights, version = await asyncio.gather(read_rights(request), registry.describe_version(model_id, number_of(name)))
+    latest, running, lineage, listing, folder = await asyncio.gather(
+        registry.get_version(model_id),
+        registry.consumers(model_id, f"version_number = {version.number}", limit=_CONSUMERS_MAX),
+        _lineage(registry, version),
+        tensors.read_listing(registry, version),
+        folders.read_folder(registry, version),
+    )
+    return state_of(request).templates.page(
+        request,
+        "version.html",
+        rights=rights,
+        version=version,
+        latest_number=latest.number,
+        running=[each for each in running if each.is_live],
+        lineage=lineage,
+        listing=listing,
+        folder=folder,
+        hash_hex=base64.b64decode(version.data_hash).hex() if version.data_hash else "",
+        commands=commands(request, version),
+        now_ns=time.time_ns(),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Lineage:
+    """Where a version comes from, by its tags or entries ``parent`` and ``run``.
+
+    Attributes:
+        ancestors: Its parent, the parent of that, and so on, as far as they exist.
+        missing: The parent of the last of them, if it does not exist any more; empty otherwise.
+        children: Versions of which it is the parent.
+        run: The run that it is of; empty if it does not say.
+        siblings: Other versions of that run, newest first.
+    """
+
+    ancestors: Sequence[Version]
+    missing: str
+    children: Sequence[Version]
+    run: str
+    siblings: Sequence[Version]
+
+    @property
+    def is_any(self) -> bool:
+        """Whether there is something to show."""
+        return bool(self.ancestors or self.missing or self.children or self.run)
+
+
+def noted(version: Version, name: str) -> str:
+    """Return what a version says under a name: in its tags, or in what its creator said."""
+    return version.tags.get(name) or version.user_data.get(name, "")
+
+
+async def _lineage(registry: Registry, version: Version) -> Lineage:
+    run = noted(version, "run")
+    number = version.number
+    try:
+        (ancestors, missing), children, siblings = await asyncio.gather(
+            _ancestors(registry, version),
+            registry.find_versions(
+                version.model_id, f'tags.parent = "{number}" OR user_data.parent = "{number}"', limit=_CHILDREN_MAX
+            ),
+            _of_run(registry, version, run),
+        )
+    except ModelRegistryError:
+        return Lineage((), "", (), run, ())
+    return Lineage(ancestors, missing, children, run, siblings)
+
+
+async def _ancestors(registry: Registry, version: Version) -> tuple[list[Version], str]:
+    found: list[Version] = []
+    seen = {version.number}
+    parent = noted(version, "parent")
+    while parent.isascii() and parent.isdecimal() and len(found) < _ANCESTORS_MAX and int(parent[:19]) not in seen:
+        try:
+            each = await registry.describe_version(version.model_id, int(parent[:19]))
+        except NotFoundError:
+            return found, parent
+        found.append(each)
+        seen.add(each.number)
+        parent = noted(each, "parent")
+    return found, parent if parent and not parent.isdecimal() else ""
+
+
+async def _of_run(registry: Registry, version: Version, run: str) -> list[Version]:
+    if not run:
+        return []
+    found = await registry.find_versions(
+        version.model_id, run_filter(run), order_by="version_number desc", limit=_RUN_MAX
+    )
+    return [each for each in found if each.number != version.number]
+
+
+def run_filter(run: str) -> str:
+    """Return the filter of the versions of a run."""
+    text = quoted_text(run)
+    return f"tags.run = {text} OR user_data.run = {text}"
+
+
+def quoted_text(text: str) -> str:
+    """Return a text as filters have it."""
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}"'
+
+
+def commands(request: Request, version: Version) -> Mapping[str, str]:
+    """Return the commands that fetch a version, by the name of what runs them."""
+    model, number = version.model_id, version.number
+    path = path_of("models", model, "versions", number, "data")
+    address = f"{request.url.scheme}://{request.headers.get('host', 'localhost')}"
+    stem = "".join(character if character.isalnum() or character in "-_." else "_" for character in model)
+    file = f"{stem}-{number}.bin"
+    return {
+        "Command line": f"cogment client model_registry retrieve {shlex.quote(model)} {number} --output={file}",
+        "Python": (
+            "from cogment_model_registry import ModelRegistry\n\n"
+            f"with ModelRegistry() as registry:\n    data = registry.retrieve({model!r}, {number})"
+        ),
+        "curl": f"curl --fail --output {file} {shlex.quote(address + path)}",
+    }

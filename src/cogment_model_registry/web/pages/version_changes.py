@@ -1,0 +1,179 @@
+"""Changes of a version: promotion, deletion, and its tags and metrics."""
+
+from collections.abc import Mapping
+
+from starlette.requests import Request
+
+from cogment_model_registry.errors import ConflictError, InvalidError
+from cogment_model_registry.records.lifecycle import Version
+from cogment_model_registry.records.sizes import size_text
+from cogment_model_registry.web.pages.changes import Outcome, Plan, finite_number, whole_number
+from cogment_model_registry.web.pages.formats import path_of
+from cogment_model_registry.web.pages.rights import Rights
+from cogment_model_registry.web.pages.version import number_of
+from cogment_model_registry.web.state import registry_of
+
+_NEW_FIELDS = 3
+"""How many tags and how many metrics can be added at a time."""
+
+
+async def _version(request: Request) -> Version:
+    number = number_of(request.path_params["version"])
+    return await registry_of(request).describe_version(request.path_params["model_id"], number)
+
+
+def _page(version: Version) -> str:
+    return path_of("models", version.model_id, "versions", version.number)
+
+
+# Promotion.
+
+
+async def plan_promotion(request: Request, rights: Rights, _fields: Mapping[str, str]) -> Plan:
+    """Return what a promotion will do."""
+    version = await _version(request)
+    refusal = "" if rights.may("store", version.model_id) else "That takes the scope store, which you lack."
+    if version.archived:
+        refusal = f"Version {version.number} is archived already."
+    return Plan(
+        f"Archive version {version.number}",
+        [
+            f"Its {size_text(version.data_size_bytes)} are copied from the memory of the server to its archive.",
+            "It is never evicted then; its number, hash, time, tags and metrics stay.",
+        ],
+        f"Archive version {version.number}",
+        _page(version),
+        refusal=refusal,
+    )
+
+
+async def promote(request: Request, _fields: Mapping[str, str]) -> Outcome:
+    """Archive a version."""
+    model_id, number = request.path_params["model_id"], number_of(request.path_params["version"])
+    version = await registry_of(request).promote(model_id, number)
+    links = {f"Version {number}": _page(version), "Back to the model": path_of("models", model_id)}
+    return Outcome(f"Version {number} is archived", ["It is durable, and is never evicted."], links)
+
+
+# Deletion.
+
+
+async def plan_deletion(request: Request, rights: Rights, fields: Mapping[str, str]) -> Plan:
+    """Return what a deletion will do, and what it would take with it."""
+    version = await _version(request)
+    model_id, number = version.model_id, version.number
+    reported = await registry_of(request).consumers(model_id, limit=10_000)
+    holders = [each.consumer_id for each in reported if each.is_live and number in each.held_versions]
+    runners = sum(each.is_live and each.version_number == number for each in reported)
+    warnings = []
+    if version.aliases:
+        is_one = len(version.aliases) == 1
+        named = ", ".join(version.aliases)
+        warnings.append(
+            f"The alias {named} points to it, and would be removed."
+            if is_one
+            else f"The aliases {named} point to it, and would be removed."
+        )
+    if holders:
+        named = ", ".join(holders[:5]) + (f" and {len(holders) - 5} others" if len(holders) > 5 else "")
+        warnings.append(f"It is held by {named}, who would lose it.")
+    if not version.archived:
+        warnings.append("It is in memory alone: there is no other copy of it here.")
+    effects = [f"Version {number}, with {size_text(version.data_size_bytes)}, is deleted for good; nobody can undo it."]
+    effects.append("Its number is never given again. Downloads that have begun go on to their end.")
+    if runners:
+        effects.append(f"{runners} consumers run it now; they keep what they have loaded.")
+    is_forced = bool(version.aliases or holders)
+    refusal = "" if rights.may("delete", model_id) else "That takes the scope delete, which you lack."
+    if not refusal and is_forced and not rights.may_force(model_id):
+        refusal = "That takes the scope alias for every alias of the model too, which you lack."
+    return Plan(
+        f"Delete version {number}",
+        effects,
+        f"Delete version {number}",
+        _page(version),
+        {"aliases": " / ".join(version.aliases)},
+        "force" if is_forced else "",
+        {"is_forced": fields.get("force") == "yes"},
+        warnings=warnings,
+        is_dangerous=True,
+        refusal=refusal,
+    )
+
+
+async def delete(request: Request, fields: Mapping[str, str]) -> Outcome:
+    """Delete a version."""
+    model_id, number = request.path_params["model_id"], number_of(request.path_params["version"])
+    registry, is_forced = registry_of(request), fields.get("force") == "yes"
+    if is_forced:  # only the aliases that the page named are lost
+        version = await _version(request)
+        if " / ".join(version.aliases) != fields.get("aliases", ""):
+            aliases = ", ".join(version.aliases) or "none"
+            raise ConflictError(f"the aliases of version {number} are {aliases} now", model_id=model_id)
+    await registry.delete_version(model_id, number, force=is_forced)
+    return Outcome(
+        f"Version {number} is deleted",
+        ["Its number is never given again."],
+        {"Back to the model": path_of("models", model_id)},
+    )
+
+
+# Tags and metrics.
+
+
+async def plan_notes(request: Request, rights: Rights, fields: Mapping[str, str]) -> Plan:
+    """Return the form with the tags and metrics of a version."""
+    version = await _version(request)
+    may = rights.may_change(version.model_id)
+    where = "They are durable when they are saved." if version.archived else "They are in memory, as the version is."
+    return Plan(
+        f"Tags and metrics of version {version.number}",
+        [f"{where} Clear a value to remove it. Metrics are finite numbers."],
+        "Save",
+        _page(version),
+        {"revision": str(version.revision)},
+        "notes",
+        {"version": version, "fields": fields, "new": range(_NEW_FIELDS)},
+        refusal="" if may else "That takes the scope publish or store, which you lack.",
+    )
+
+
+async def save_notes(request: Request, fields: Mapping[str, str]) -> Outcome:
+    """Save tags and metrics, if nobody has changed them since the page was shown."""
+    model_id, number = request.path_params["model_id"], number_of(request.path_params["version"])
+    tags, metrics = changed_notes(fields)
+    revision = whole_number(fields.get("revision", ""), "the revision")
+    version = await registry_of(request).update_version(model_id, number, tags=tags, metrics=metrics, expected=revision)
+    return Outcome(
+        f"The tags and metrics of version {number} are saved",
+        [f"Revision {version.revision}."],
+        {f"Version {number}": _page(version), "Back to the model": path_of("models", model_id)},
+    )
+
+
+def changed_notes(fields: Mapping[str, str]) -> tuple[dict[str, str | None], dict[str, float | None]]:
+    """Return the tags and metrics of a form; None for those that are removed.
+
+    Args:
+        fields: ``tag:NAME`` and ``metric:NAME`` have the values of those that exist; ``tag-name-N`` and ``tag-value-N``
+            a new tag, and ``metric-name-N`` and ``metric-value-N`` a new metric.
+
+    Raises:
+        InvalidError: A metric is no finite number, or a value has no name.
+    """
+    tags: dict[str, str | None] = {}
+    metrics: dict[str, float | None] = {}
+    named = {name.partition(":")[::2]: value for name, value in fields.items() if name.startswith(("tag:", "metric:"))}
+    for position in range(_NEW_FIELDS):
+        for kind in ("tag", "metric"):
+            name, value = (fields.get(f"{kind}-{part}-{position}", "").strip() for part in ("name", "value"))
+            if value and not name:
+                raise InvalidError(f"the new {kind} {value!r} needs a name")
+            if name:
+                named[kind, name] = value
+    for (kind, name), value in named.items():
+        if kind == "tag":
+            tags[name] = value or None
+        else:
+            metrics[name] = finite_number(value, f"the metric {name!r}") if value.strip() else None
+    return tags, metrics

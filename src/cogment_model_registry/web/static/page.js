@@ -1,0 +1,209 @@
+// Keeps a page current by server-sent events, counts times, draws curves and copies commands. Pages work without it.
+"use strict";
+
+const UNITS = [[86400, "d"], [3600, "h"], [60, "min"], [1, "s"]];
+
+// As formats.span_text writes it.
+function spanText(seconds) {
+  if (seconds < 1) return seconds < 0.05 ? "0 s" : `${seconds.toFixed(1)} s`;
+  for (let at = 0; at < UNITS.length; at++) {
+    const [unit, name] = UNITS[at];
+    if (seconds < unit) continue;
+    const whole = Math.floor(seconds / unit);
+    if (whole < 10 && at < UNITS.length - 2) {
+      const [smaller, smallerName] = UNITS[at + 1];
+      const rest = Math.floor((seconds % unit) / smaller);
+      return rest ? `${whole} ${name} ${rest} ${smallerName}` : `${whole} ${name}`;
+    }
+    return `${whole} ${name}`;
+  }
+  return "";
+}
+
+function setText(element, text) {
+  if (element.textContent !== text) element.textContent = text;
+}
+
+function countTimes() {
+  const now = Date.now();
+  for (const element of document.querySelectorAll("[data-ago]")) {
+    const seconds = (now - Number(element.dataset.ago)) / 1000;
+    setText(element, seconds < 1 ? "just now" : `${spanText(seconds)} ago`);
+  }
+  for (const element of document.querySelectorAll("[data-since]")) {
+    setText(element, spanText(Math.max(0, Math.floor((now - Number(element.dataset.since)) / 1000))));
+  }
+}
+
+// What the server sends is escaped there, as in the pages themselves.
+function rowOf(html) {
+  const template = document.createElement("template");
+  template.innerHTML = html;
+  return template.content.querySelector("tr");
+}
+
+function keepingFocus(root, change) {
+  const focused = root.contains(document.activeElement) ? document.activeElement : null;
+  const address = focused && focused.getAttribute("href");
+  change();
+  if (address && !focused.isConnected) {
+    const again = [...root.querySelectorAll("a[href]")].find((link) => link.getAttribute("href") === address);
+    if (again) again.focus({ preventScroll: true });
+  }
+}
+
+function applyTable(body, { order, rows }) {
+  const present = new Map([...body.rows].filter((row) => row.dataset.key).map((row) => [row.dataset.key, row]));
+  const isFirst = !body.dataset.isLive;
+  body.dataset.isLive = "yes";
+  for (const row of body.querySelectorAll(".empty")) row.remove();
+  let after = null;
+  for (const key of order) {
+    let row = present.get(key);
+    if (rows[key] !== undefined) {
+      const fresh = rowOf(rows[key]);
+      if (!row && !isFirst) fresh.classList.add("is-new");
+      if (row) row.replaceWith(fresh);
+      row = fresh;
+    }
+    present.delete(key);
+    const place = after ? after.nextSibling : body.firstChild;
+    if (row && row !== place) body.insertBefore(row, place);
+    after = row || after;
+  }
+  const isNewest = body.dataset.mode === "newest";
+  const least = order.length ? Number(order[order.length - 1]) : 0;
+  for (const [key, row] of present) if (!isNewest || Number(key) >= least) row.remove();
+  if (isNewest) while (body.rows.length > Number(body.dataset.max)) body.lastElementChild.remove();
+  if (!body.rows.length && body.dataset.empty) {
+    const row = rowOf('<table><tr class="empty"><td></td></tr></table>');
+    row.firstChild.textContent = body.dataset.empty;
+    row.firstChild.colSpan = 6;
+    body.append(row);
+  }
+}
+
+function follow(address) {
+  const state = document.querySelector("[data-live-state]");
+  const text = document.createElement("span");
+  const button = document.createElement("button");
+  button.className = "plain";
+  state.append(text, button);
+  state.hidden = false;
+  let source = null;
+  let isPaused = false;
+
+  function show(isOn, words) {
+    state.classList.toggle("is-on", isOn);
+    setText(text, words);
+    setText(button, isPaused ? "Go on" : "Pause");
+  }
+
+  function open() {
+    if (source || isPaused || document.hidden) return;
+    source = new EventSource(address);
+    source.onopen = () => show(true, "Live");
+    source.onerror = () => {
+      show(false, "Connecting again");
+      if (source && source.readyState === EventSource.CLOSED) { // refused, so the browser does not try again by itself
+        close();
+        setTimeout(open, 5000);
+      }
+    };
+    source.onmessage = (event) => {
+      const news = JSON.parse(event.data);
+      for (const [name, html] of Object.entries(news.parts)) {
+        const part = document.querySelector(`[data-part="${name}"]`);
+        if (part) keepingFocus(part, () => { part.innerHTML = html; });
+      }
+      for (const [name, table] of Object.entries(news.tables)) {
+        const body = document.querySelector(`[data-table="${name}"]`);
+        if (body) keepingFocus(body, () => applyTable(body, table));
+      }
+      countTimes();
+      document.documentElement.dataset.news = String(Number(document.documentElement.dataset.news || 0) + 1);
+    };
+  }
+
+  function close() {
+    if (source) source.close();
+    source = null;
+  }
+
+  button.addEventListener("click", () => {
+    isPaused = !isPaused;
+    if (isPaused) { close(); show(false, "Paused"); } else { show(false, "Connecting"); open(); }
+  });
+  document.addEventListener("visibilitychange", () => (document.hidden ? close() : open()));
+  window.addEventListener("pagehide", close);
+  window.addEventListener("pageshow", open);
+  show(false, "Connecting");
+  open();
+}
+
+function colour(name) {
+  return getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+}
+
+function drawCurve(box, name, versions, values, address) {
+  const figure = document.createElement("figure");
+  figure.className = "curve";
+  const caption = document.createElement("figcaption");
+  const title = document.createElement("b");
+  title.textContent = name;
+  const reading = document.createElement("span");
+  caption.append(title, reading);
+  figure.append(caption);
+  box.append(figure);
+  const last = values.findLastIndex((value) => value !== null);
+  const best = values.reduce((found, value, at) => (value !== null && (found < 0 || value > values[found]) ? at : found), -1);
+  const rest = `highest ${Number(values[best].toPrecision(6))} at ${versions[best]}, last ${Number(values[last].toPrecision(6))}`;
+  reading.textContent = rest;
+  const axis = { stroke: () => colour("--quiet"), grid: { stroke: () => colour("--line"), width: 1 }, ticks: { show: false }, font: "11px system-ui" };
+  const chart = new uPlot({
+    width: figure.clientWidth, height: 150, legend: { show: false }, cursor: { y: false, points: { size: 7 } },
+    scales: { x: { time: false } },
+    axes: [{ ...axis, size: 24, values: (_, at) => at.map((v) => (Number.isInteger(v) ? String(v) : "")) }, { ...axis, size: 52 }],
+    series: [{}, { stroke: () => colour("--accent"), width: 1.5, spanGaps: true, points: { show: versions.length < 60, size: 4 } }],
+    hooks: { setCursor: [(u) => {
+      const at = u.cursor.idx;
+      const has = at !== null && at !== undefined && values[at] !== null && values[at] !== undefined;
+      setText(reading, has ? `version ${versions[at]}: ${Number(values[at].toPrecision(6))}` : rest);
+    }] },
+  }, [versions, values], figure);
+  chart.over.addEventListener("click", () => {
+    if (chart.cursor.idx !== null) location.assign(address + versions[chart.cursor.idx]);
+  });
+  new ResizeObserver(() => chart.setSize({ width: figure.clientWidth, height: 150 })).observe(figure);
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => chart.redraw());
+}
+
+async function drawCurves(box) {
+  if (typeof uPlot === "undefined") return;
+  const answer = await fetch(box.dataset.curves, { headers: { accept: "application/json" } });
+  if (!answer.ok) return;
+  const { versions, metrics } = await answer.json();
+  if (versions.length < 2) return;
+  box.hidden = false;
+  for (const [name, values] of Object.entries(metrics).slice(0, 6)) drawCurve(box, name, versions, values, box.dataset.versions);
+}
+
+for (const block of document.querySelectorAll("[data-copy]")) {
+  if (!navigator.clipboard) break;
+  const button = document.createElement("button");
+  button.className = "copy";
+  button.textContent = "Copy";
+  button.setAttribute("aria-label", `Copy, ${block.getAttribute("aria-label")}`);
+  button.addEventListener("click", async () => {
+    await navigator.clipboard.writeText(block.textContent);
+    button.textContent = "Copied";
+    setTimeout(() => { button.textContent = "Copy"; }, 1500);
+  });
+  block.before(button);
+}
+const live = document.querySelector("[data-live]");
+if (live) follow(live.dataset.live);
+const curves = document.querySelector("[data-curves]");
+if (curves) drawCurves(curves);
+countTimes();
+setInterval(countTimes, 1000);

@@ -1,0 +1,293 @@
+"""What the pages are made of, without a browser: texts, rights, tensors, rows and what open pages are sent."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy
+import pytest
+from safetensors.numpy import save
+
+from cogment_model_registry import ModelRegistry
+from cogment_model_registry.errors import InvalidError
+from cogment_model_registry.records.consumers import Consumer
+from cogment_model_registry.records.lifecycle import Alias, Version
+from cogment_model_registry.web.pages import formats
+from cogment_model_registry.web.pages.aliases import candidates
+from cogment_model_registry.web.pages.compare import metric_lines
+from cogment_model_registry.web.pages.consumers import by_model, overview_of
+from cogment_model_registry.web.pages.differences import _add, _Sums
+from cogment_model_registry.web.pages.history import state_text
+from cogment_model_registry.web.pages.live import Feed, Sent
+from cogment_model_registry.web.pages.queries import pace_of
+from cogment_model_registry.web.pages.retention import parsed_rules
+from cogment_model_registry.web.pages.rights import rights_of
+from cogment_model_registry.web.pages.tensors import MalformedError, parse_header
+from cogment_model_registry.web.pages.version import quoted_text
+from cogment_model_registry.web.pages.version_changes import changed_notes
+from cogment_model_registry.wire.forwarding import Description
+from tests.web.http import Http, HttpServer, http_server
+
+PAGE = {"Accept": "text/html"}
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0, "0 s"), (0.4, "0.4 s"), (59.9, "59 s"), (60, "1 min"), (3661, "1 h 1 min"), (86400 * 12.5, "12 d")],
+)
+def test_spans_have_the_units_that_people_use(seconds: float, text: str) -> None:
+    assert formats.span_text(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0.0, "0"), (3.0, "3"), (487.5, "487.5"), (1 / 3, "0.333333"), (1e-9, "1e-09"), (-2.5e9, "-2.5e+09")],
+)
+def test_metrics_have_the_digits_that_people_compare(value: float, text: str) -> None:
+    assert formats.metric_text(value) == text
+
+
+@pytest.mark.parametrize(("rate", "text"), [(2.0, "2 / s"), (0.5, "30 / min"), (1 / 3600, "1 / h"), (0.0, "\u2013")])
+def test_rates_have_the_unit_that_makes_them_at_least_one(rate: float, text: str) -> None:
+    assert formats.rate_text(rate) == text
+
+
+def test_the_rate_of_a_trainer_that_stopped_falls() -> None:
+    versions = [Version("m", number, number * formats.NS_PER_SECOND, True, "", 1) for number in range(1, 11)]
+    now_ns = 10 * formats.NS_PER_SECOND
+    assert pace_of(versions, now_ns).per_second == 1
+    assert pace_of(versions, now_ns + 81 * formats.NS_PER_SECOND).per_second == 0.1
+    assert pace_of([], now_ns).latest is None
+
+
+def _header(header: object, size_bytes: int) -> Any:
+    text = json.dumps(header).encode()
+    return parse_header(text, 8 + len(text), 8 + len(text) + size_bytes)
+
+
+def test_the_header_of_a_safetensors_file_has_its_tensors() -> None:
+    data = save({"a": numpy.zeros((2, 3), numpy.float32), "b": numpy.zeros((), numpy.int64)}, {"note": "x"})
+    end = 8 + int.from_bytes(data[:8], "little")
+    listing = parse_header(data[8:end], end, len(data))
+    found = {tensor.name: (tensor.dtype, tensor.shape, tensor.size_bytes) for tensor in listing.tensors}
+    assert found == {"a": ("float32", (2, 3), 24), "b": ("int64", (), 8)}
+    assert listing.metadata == {"note": "x"}
+    assert listing.elements == 7
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        [],
+        {"a": 1},
+        {"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 4]}},
+        {"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 400]}},
+        {"a": {"dtype": "F32", "shape": [1], "data_offsets": [4, 0]}},
+        {"a": {"dtype": "F32", "shape": [-1], "data_offsets": [0, 0]}},
+        {"a": {"dtype": "F32", "shape": [True], "data_offsets": [0, 4]}},
+        {"a": {"dtype": "F32", "shape": [2**63], "data_offsets": [0, 4]}},
+        {"a": {"dtype": "F32", "shape": [1] * 65, "data_offsets": [0, 4]}},
+        {"a": {"dtype": 3, "shape": [1], "data_offsets": [0, 4]}},
+        {"__metadata__": {"a": 1}},
+        {str(number): {} for number in range(20_001)},
+    ],
+)
+def test_a_hostile_header_is_refused(header: object) -> None:
+    with pytest.raises(MalformedError):
+        _header(header, 100)
+
+
+@pytest.mark.parametrize("text", [b"", b"{", b"[" * 100_000, b"\xff{}", b"null"])
+def test_a_header_that_is_no_object_is_refused(text: bytes) -> None:
+    with pytest.raises(MalformedError):
+        parse_header(text, 8, 8)
+
+
+def test_a_version_with_a_hostile_header_has_a_page_that_says_so(http: Http, registry: ModelRegistry) -> None:
+    registry.publish("walker", (10).to_bytes(8, "little") + b'{"a": nope' + bytes(50))
+    registry.publish("walker", (5 * 2**20).to_bytes(8, "little") + b"{" + bytes(6 * 2**20))
+    registry.publish("walker", (2**63).to_bytes(8, "little") + b"{}")
+    assert "its header is not JSON" in http.get("/models/walker/versions/1", PAGE).text
+    assert "The header has 5,242,880 bytes" in http.get("/models/walker/versions/2", PAGE).text
+    assert "Tensors" not in http.get("/models/walker/versions/3", PAGE).text
+
+
+def test_a_version_that_is_a_folder_shows_its_files(http: Http, registry: ModelRegistry, tmp_path: Path) -> None:
+    folder = tmp_path / "policy"
+    (folder / "deep" / ("d" * 90)).mkdir(parents=True)
+    (folder / "weights.bin").write_bytes(bytes(3 * 1024 * 1024))
+    (folder / "deep" / ("d" * 90) / f"{'n' * 120}.json").write_bytes(b"{}")
+    registry.publish("walker", folder)
+    text = http.get("/models/walker/versions/1", PAGE).text
+    assert "weights.bin" in text
+    assert "3.0 MiB" in text
+    assert f"deep/{'d' * 90}/{'n' * 120}.json" in text
+    registry.publish("walker", b"no archive", user_data={"format": "folder.tar"})
+    assert "its bytes are no tar archive" in http.get("/models/walker/versions/2", PAGE).text
+
+
+def test_tensors_of_any_type_are_compared() -> None:
+    sums = _Sums()
+    first, second = numpy.array([1, numpy.nan, 3], "<f4"), numpy.array([1, numpy.nan, 5], "<f4")
+    assert _add(sums, "float32", first.tobytes(), second.tobytes())
+    assert (sums.changed, sums.greatest, sums.is_finite) == (1, 2.0, False)
+    assert math.isclose(sums.difference_squares / sums.squares, 4 / 10)
+    sums = _Sums()
+    halves = [(numpy.array(each, "<f4").view("<u4") >> 16).astype("<u2").tobytes() for each in ([1.0, 2.0], [1.0, 4.0])]
+    assert _add(sums, "bfloat16", *halves)
+    assert (sums.changed, sums.greatest) == (1, 2.0)
+    assert not _add(sums, "F4", b"\x01", b"\x02")
+
+
+def _consumer(name: str, number: int, behind: int, state: Any = "active", model_id: str = "m") -> Consumer:
+    return Consumer(model_id, name, number, state, versions_behind=behind, seconds_behind=behind * 10.0)
+
+
+def test_those_that_are_furthest_behind_come_first_and_those_that_are_gone_last() -> None:
+    every = [_consumer("a", 5, 0), _consumer("b", 1, 4, "gone"), _consumer("c", 3, 2), _consumer("d", 3, 2, "failed")]
+    overview = overview_of(every, now=1000.25)
+    assert [row.consumer.consumer_id for row in overview.rows] == ["d", "c", "a", "b"]
+    assert [row.behind_since_ms for row in overview.rows] == [980_000, 980_000, 0, 0]
+    assert (overview.live, overview.gone, overview.behind, overview.failed, overview.greatest) == (3, 1, 2, 1, 2)
+    assert [(share.version_number, share.count) for share in overview.shares] == [(5, 1), (3, 2)]
+    assert by_model(every) == {"m": (3, 2)}
+
+
+def test_an_open_page_is_sent_what_it_lacks_and_nothing_else() -> None:
+    feed, sent = Feed(), Sent()
+    assert sent.difference(feed) == ""
+    feed.tables["consumers"], feed.parts["spread"] = {"a": "A", "b": "B"}, "S"
+    assert json.loads(sent.difference(feed)) == {
+        "parts": {"spread": "S"},
+        "tables": {"consumers": {"order": ["a", "b"], "rows": {"a": "A", "b": "B"}}},
+    }
+    assert sent.difference(feed) == ""
+    feed.tables["consumers"] = {"b": "B", "a": "A2"}
+    assert json.loads(sent.difference(feed)) == {
+        "parts": {},
+        "tables": {"consumers": {"order": ["b", "a"], "rows": {"a": "A2"}}},
+    }
+    feed.tables["consumers"] = {"b": "B"}
+    assert json.loads(sent.difference(feed))["tables"]["consumers"] == {"order": ["b"], "rows": {}}
+
+
+def test_an_alias_is_rolled_back_to_where_it_was_first_of_all() -> None:
+    versions = [Version("m", number, 0, True, "", 1) for number in (9, 7, 5, 3)]
+    alias = Alias("production", 7, 4, 0)
+    found = candidates(alias, [], versions)
+    assert [(each.version.number, each.was_there) for each in found] == [(5, False), (3, False)]
+
+
+def test_scopes_say_what_the_pages_offer() -> None:
+    scopes = ("read", "alias:walker/canary*", "delete:arm", "something:new")
+    rights = rights_of(Description("me", "token", scopes), has_session=True)
+    assert rights.may("alias", "walker", "canary-2")
+    assert not rights.may("alias", "walker", "production")
+    assert rights.may("delete", "arm")
+    assert not rights.may_force("arm")
+    assert not rights.may_everything
+    assert rights.missing("walker") == (
+        "You may not promote versions or delete versions here: that takes the scope store or delete."
+    )
+
+
+@pytest.mark.parametrize("text", ["", "x", "{}", "[1]", '[{"keep": 1}]', '[{"keep_last": "3"}]', "[" * 20_000])
+def test_rules_that_are_none_are_refused_in_words(text: str) -> None:
+    with pytest.raises(InvalidError):
+        parsed_rules(text)
+
+
+def test_a_form_of_notes_says_what_is_set_and_what_is_removed() -> None:
+    fields = {"tag:a": "x", "tag:b:c": "", "metric:m": "1.5", "metric:n": " ", "tag-name-0": "new", "tag-value-0": "v"}
+    assert changed_notes(fields) == ({"a": "x", "b:c": None, "new": "v"}, {"m": 1.5, "n": None})
+    for wrong in ({"metric:m": "inf"}, {"metric:m": "x"}, {"tag-value-1": "v"}):
+        with pytest.raises(InvalidError):
+            changed_notes(wrong)
+
+
+def test_metrics_that_one_version_lacks_have_no_change() -> None:
+    first = Version("m", 1, 0, True, "", 1, metrics={"a": 2.0, "b": 1.0, "z": 0.0})
+    second = Version("m", 2, 0, True, "", 1, metrics={"a": 3.0, "z": 1.0})
+    lines = [(line.name, line.first, line.second, line.change) for line in metric_lines(first, second)]
+    assert lines == [("a", "2", "3", "+1 (+50.0%)"), ("b", "1", "", ""), ("z", "0", "1", "+1")]
+
+
+def test_texts_of_filters_are_quoted() -> None:
+    assert quoted_text('a "b" \\') == '"a \\"b\\" \\\\"'
+
+
+def test_the_history_shows_what_differs() -> None:
+    before, after = {"version_number": 3, "revision": 1}, {"version_number": 4, "revision": 2}
+    assert state_text(before, after) == "version_number 3"
+    assert state_text(None, after) == ""
+
+
+def test_everything_that_others_wrote_is_escaped(http: Http, registry: ModelRegistry) -> None:
+    evil = "<script>alert(1)</script>"
+    registry.publish("walker", b"weights", tags={evil: evil, "run": evil}, user_data={evil: evil}, metrics={evil: 1.0})
+    registry.report_consumer("walker", "actor", state="failed", error=evil, labels={evil: evil}, version=1)
+    for path in ("/", "/models/walker", "/models/walker/versions/1", "/models/walker/versions/1/notes"):
+        text = http.get(path, PAGE).text
+        assert "alert(1)" in text
+        assert evil not in text
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/models/walker/versions/0x1", "/models/walker/versions/99999999999999999999", "/models/walker/versions/9/delete"],
+)
+def test_versions_that_do_not_exist_are_not_found(http: Http, registry: ModelRegistry, path: str) -> None:
+    registry.publish("walker", b"weights")
+    assert http.get(path, PAGE).status == 404
+
+
+def test_a_page_of_a_model_stays_small_whatever_is_noted_about_its_versions(
+    http: Http, registry: ModelRegistry
+) -> None:
+    notes = {f"tag-{number}-{'x' * 60}": "y" * 200 for number in range(20)}
+    metrics = {f"metric-{number}-{'x' * 60}": number / 7 for number in range(20)}
+    for _ in range(60):
+        registry.publish("walker", b"weights", tags=notes, metrics=metrics)
+    labels = {f"label-{number}": "z" * 180 for number in range(10)}
+    for number in range(200):
+        registry.report_consumer("walker", f"actor-{number:03d}-{'x' * 40}", version=1 + number % 60, labels=labels)
+    for path in ("/models/walker", "/models/walker?order=metrics.loss", "/"):
+        assert len(http.get(path, PAGE).body) <= 150 * 1024
+
+
+def test_a_form_from_another_site_changes_nothing(http: Http, registry: ModelRegistry) -> None:
+    registry.store("walker", b"weights")
+    answer = http.form(
+        "/models/walker/aliases/production/move", "version=1&revision=0", {"Origin": "http://evil.example"}
+    )
+    assert answer.status == 403
+    assert registry.aliases("walker") == {}
+
+
+def test_a_page_that_stays_current_does_not_hold_up_the_end_of_the_server(tmp_path: Path) -> None:
+    with http_server(tmp_path / "archive") as server:
+        with ModelRegistry(server.endpoint) as registry:
+            registry.publish("walker", b"weights")
+        connection = server.http.connect()
+        connection.request("GET", "/models/walker/live")
+        answer = connection.getresponse()
+        assert answer.readline() == b"retry: 2000\n"
+        assert server.process.stop() == 0
+        connection.close()
+
+
+def test_pages_share_one_feed(shared_http: HttpServer, registry: ModelRegistry) -> None:
+    registry.publish("walker", b"weights")
+    connections = [shared_http.http.connect() for _ in range(5)]
+    for connection in connections:
+        connection.request("GET", "/models/walker/live")
+    answers = [connection.getresponse() for connection in connections]
+    for answer in answers:
+        line = answer.readline()
+        while not line.startswith(b"data:"):
+            line = answer.readline()
+        news = json.loads(line[5:])
+        assert news["tables"]["versions"]["order"] == ["1"]
+    for connection in connections:
+        connection.close()

@@ -1,0 +1,433 @@
+"""The pages in a real browser: what they show, what they change, and that everyone can use them."""
+
+import re
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import numpy
+import pytest
+import pytest_asyncio
+from safetensors.numpy import save
+
+from cogment_model_registry import ModelRegistry, RetentionRule
+from tests.processes import run_cogment
+from tests.web.browser import NARROW, WIDE, Visit, chromium, visiting
+from tests.web.http import HttpServer, http_server
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def browser() -> AsyncIterator[Any]:
+    async with chromium() as running:
+        yield running
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def visit(browser: Any, shared_http: HttpServer, registry: ModelRegistry) -> AsyncIterator[Visit]:
+    """A visit of a server without models, as the test begins."""
+    async with visiting(browser, shared_http.http.port) as begun:
+        yield begun
+
+
+def _weights(value: float) -> bytes:
+    return save({"actor.weight": numpy.full((4, 3), value, numpy.float32), "actor.bias": numpy.ones(4, numpy.float32)})
+
+
+def _fill(registry: ModelRegistry) -> None:
+    """Make a model with 7 versions, archived up to 4, of which 5 is the best, and three actors."""
+    for number in range(1, 8):
+        put = registry.store if number <= 4 else registry.publish
+        put(
+            "walker",
+            _weights(number),
+            tags={"run": "seven", **({"parent": str(number - 1)} if number > 1 else {})},
+            metrics={"return": 100.0 * (number if number <= 5 else 3), "loss": 1 / number},
+        )
+    registry.store("arm", b"weights")
+    registry.set_alias("walker", "production", 3)
+    registry.set_alias("walker", "production", 4)
+    registry.report_consumer("walker", "actor-1", version=7)
+    registry.report_consumer("walker", "actor-2", version=2, labels={"host": "node-3"})
+    registry.report_consumer("walker", "actor-3", version=6, state="failed", error="it does not fit")
+
+
+PATHS = (
+    "/",
+    "/?q=nothing",
+    "/models/walker",
+    "/models/walker/versions/4",
+    "/models/walker/aliases/production",
+    "/models/walker/aliases/production/move?version=2",
+    "/models/walker/versions/4/delete",
+    "/models/walker/versions/4/notes",
+    "/models/walker/retention",
+    "/models/walker/history",
+    "/models/walker/compare?first=2&second=3",
+    "/models/arm",
+    "/models/arm/versions/1/notes",
+    "/models/arm/compare",
+    "/login",
+)
+
+
+@pytest.mark.parametrize(("scheme", "size"), [("light", WIDE), ("dark", NARROW)])
+async def test_everyone_can_use_every_page(
+    browser: Any, shared_http: HttpServer, registry: ModelRegistry, scheme: str, size: tuple[int, int]
+) -> None:
+    axe = pytest.importorskip("axe_playwright_python.async_playwright").Axe()
+    _fill(registry)
+    async with visiting(browser, shared_http.http.port, size, color_scheme=scheme) as visit:
+        for path in PATHS:
+            await visit.open(path)
+            found = (await axe.run(visit.page)).response["violations"]
+            assert not found, (path, [(each["id"], [node["target"] for node in each["nodes"]]) for each in found])
+            fits = await visit.page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+            assert fits, f"{path} is wider than the window"
+
+
+async def test_the_first_page_begins_with_who_is_furthest_behind(visit: Visit, registry: ModelRegistry) -> None:
+    _fill(registry)
+    await visit.open("/")
+    rows = await visit.page.locator("[data-table=lagging] tr").all_inner_texts()
+    assert [row.split()[0] for row in rows] == ["actor-2", "actor-3"]
+    assert "5" in rows[0]
+    assert "it does not fit" in rows[1]
+    assert await visit.text("[data-part=lag-summary]") == (
+        "2 of 3 consumers are behind, the furthest by 5 versions. 1 failed to load a version."
+    )
+    models = await visit.page.locator("section[aria-labelledby=models] tbody tr").all_inner_texts()
+    assert [row.split()[:2] for row in models] == [["arm", "1"], ["walker", "7"]]
+    assert "production 4" in models[1]
+
+
+async def test_models_are_found_by_a_part_of_their_id_or_by_a_filter(visit: Visit, registry: ModelRegistry) -> None:
+    _fill(registry)
+    await visit.open("/")
+    for text, found in (("WALK", ["walker"]), ("versions < 3", ["arm"]), ("none", [])):
+        await visit.page.get_by_label("Search models").fill(text)
+        await visit.enter()
+        rows = await visit.page.locator("section[aria-labelledby=models] tbody th").all_inner_texts()
+        assert rows == found
+    await visit.open("/?q=versions+%3C")
+    assert "character" in await visit.text("[role=alert]")
+
+
+async def test_versions_are_filtered_and_ordered_as_on_the_command_line(visit: Visit, registry: ModelRegistry) -> None:
+    _fill(registry)
+    await visit.open("/models/walker")
+    await visit.page.get_by_label("Filter").fill("metrics.return >= 300 AND archived = false")
+    await visit.page.get_by_label("Order", exact=True).fill("metrics.return desc")
+    await visit.follow(visit.page.get_by_role("button", name="Apply"))
+    assert await visit.page.locator(".versions tbody th").all_inner_texts() == ["5", "7", "6"]
+    await visit.follow(visit.page.get_by_role("link", name="Order by loss, lowest first"))
+    assert await visit.page.locator(".versions tbody th").all_inner_texts() == ["7", "6", "5"]
+
+
+async def test_a_malformed_filter_is_shown_with_its_position(visit: Visit, registry: ModelRegistry) -> None:
+    _fill(registry)
+    await visit.open("/models/walker?filter=metrics.return+%3E")
+    assert "at character" in await visit.text("[role=alert]")
+    assert await visit.page.get_by_label("Filter").input_value() == "metrics.return >"
+    assert visit.complaints == [
+        "error: Failed to load resource: the server responded with a status of 400 (Bad Request)"
+    ]
+    visit.complaints.clear()
+
+
+async def test_pages_do_not_shift_when_versions_come(visit: Visit, registry: ModelRegistry) -> None:
+    for number in range(1, 121):
+        registry.store("walker", b"%d" % number)
+    await visit.open("/models/walker")
+    seen = await visit.page.locator(".versions tbody th").all_inner_texts()
+    registry.store("walker", b"a newer one")
+    while await visit.page.get_by_role("link", name="Next page").count():
+        await visit.follow(visit.page.get_by_role("link", name="Next page"))
+        seen += await visit.page.locator(".versions tbody th").all_inner_texts()
+    assert [int(number) for number in seen if number != "121"] == [*range(120, 0, -1)]
+
+
+async def test_an_open_page_shows_what_consumers_report_and_versions_that_come(
+    visit: Visit, registry: ModelRegistry
+) -> None:
+    _fill(registry)
+    await visit.open("/models/walker")
+    await visit.wait_for("document.documentElement.dataset.news > 0")
+    registry.report_consumer("walker", "actor-2", version=7)
+    registry.report_consumer("walker", "actor-9", version=1)
+    await visit.wait_for("document.querySelector('[data-table=consumers] tr')?.dataset.key == 'walker/actor-9'")
+    registry.publish("walker", _weights(8), metrics={"return": 7.5})
+    registry.set_alias("walker", "canary", 8)
+    await visit.wait_for("document.querySelector('[data-table=versions] tr')?.dataset.key == '8'")
+    await visit.wait_for("document.querySelector('[data-part=aliases]')?.innerText.includes('canary')")
+    await visit.wait_for("document.querySelector('[data-key=\"walker/actor-2\"] .lag')?.innerText == '1'")
+    assert await visit.text("[data-part=facts] dd") == "8"
+    registry.delete_version("walker", 6)
+    await visit.wait_for("!document.querySelector('[data-table=versions] [data-key=\"6\"]')")
+    assert await visit.page.locator("[data-table=versions] tr").count() == 7
+
+
+async def test_the_first_page_stays_current_and_can_be_paused(visit: Visit, registry: ModelRegistry) -> None:
+    _fill(registry)
+    await visit.open("/")
+    await visit.wait_for("document.documentElement.dataset.news > 0")
+    registry.report_consumer("walker", "actor-2", version=7)
+    registry.report_consumer("walker", "actor-3", version=7)
+    await visit.wait_for("document.querySelector('[data-table=lagging]')?.innerText == 'All run the newest version.'")
+    await visit.wait_for(
+        "document.querySelector('[data-part=lag-summary]').innerText == 'All 3 consumers run the newest version.'"
+    )
+    await visit.page.get_by_role("button", name="Pause").click()
+    assert "Paused" in await visit.text("[data-live-state]")
+
+
+async def test_an_alias_is_rolled_back_in_three_clicks_and_back_again(visit: Visit, registry: ModelRegistry) -> None:
+    _fill(registry)
+    await visit.open("/models/walker")
+    await visit.follow(visit.page.get_by_role("link", name="production").first)
+    await visit.follow(visit.page.get_by_role("link", name="Roll back to 3"))
+    assert "production points to version 4 now; it will point to version 3." in await visit.text(".effects")
+    assert registry.aliases("walker")["production"].version_number == 4  # nothing has happened yet
+    await visit.follow(visit.page.get_by_role("button", name="Move production to 3"))
+    assert await visit.text("h1") == "production points to version 3"
+    assert registry.aliases("walker")["production"].version_number == 3
+    await visit.follow(visit.page.get_by_role("link", name="Undo: move it back to 4"))
+    await visit.follow(visit.page.get_by_role("button", name="Move production to 4"))
+    assert registry.aliases("walker")["production"].version_number == 4
+
+
+async def test_a_move_that_somebody_else_was_faster_with_changes_nothing(visit: Visit, registry: ModelRegistry) -> None:
+    _fill(registry)
+    await visit.open("/models/walker/aliases/production/move?version=1")
+    registry.set_alias("walker", "production", 2)
+    await visit.follow(visit.page.get_by_role("button", name="Move production to 1"))
+    assert "somebody else was faster" in await visit.text("[role=alert]")
+    assert "points to version 2 now" in await visit.text(".effects")
+    assert registry.aliases("walker")["production"].version_number == 2
+    visit.complaints.clear()  # of the status 412
+    await visit.follow(visit.page.get_by_role("button", name="Move production to 1"))
+    assert registry.aliases("walker")["production"].version_number == 1
+
+
+async def test_aliases_are_created_and_removed(visit: Visit, registry: ModelRegistry) -> None:
+    _fill(registry)
+    await visit.open("/models/walker/versions/7")
+    await visit.page.get_by_label("Point an alias here").fill("canary")
+    await visit.follow(visit.page.get_by_role("button", name="Continue"))
+    assert "it is archived first" in await visit.text(".effects")
+    await visit.follow(visit.page.get_by_role("button", name="Create canary"))
+    await visit.follow(visit.page.get_by_role("link", name="canary"))
+    assert registry.describe_version("walker", "canary").archived
+    await visit.follow(visit.page.get_by_role("link", name="Remove"))
+    await visit.follow(visit.page.get_by_role("button", name="Remove canary"))
+    assert await visit.text("h1") == "The alias canary is removed"
+    assert "canary" not in registry.aliases("walker")
+
+
+async def test_a_name_that_is_no_alias_is_refused_in_words(visit: Visit, registry: ModelRegistry) -> None:
+    _fill(registry)
+    await visit.open("/models/walker/aliases/latest/move?version=3")
+    await visit.follow(visit.page.get_by_role("button", name="Create latest"))
+    assert "'latest' and numbers name versions by themselves" in await visit.text("[role=alert]")
+    visit.complaints.clear()  # of the status 400
+
+
+async def test_a_version_is_archived_and_deleted_with_what_that_takes_said_first(
+    visit: Visit, registry: ModelRegistry
+) -> None:
+    _fill(registry)
+    await visit.open("/models/walker/versions/6")
+    await visit.follow(visit.page.get_by_role("link", name="Archive"))
+    await visit.follow(visit.page.get_by_role("button", name="Archive version 6"))
+    assert await visit.text("h1") == "Version 6 is archived"
+    assert registry.get_version("walker", 6).archived
+    await visit.follow(visit.page.get_by_role("link", name="Version 6"))
+    await visit.follow(visit.page.get_by_role("link", name="Delete"))
+    await visit.follow(visit.page.get_by_role("button", name="Delete version 6"))
+    assert await visit.text("h1") == "Version 6 is deleted"
+    assert [each.number for each in registry.find_versions("walker", "version_number = 6")] == []
+
+
+async def test_a_version_with_an_alias_or_a_holder_is_deleted_by_force_alone(
+    visit: Visit, registry: ModelRegistry
+) -> None:
+    _fill(registry)
+    registry.report_consumer("walker", "evaluator", version=4, held_versions=[4])
+    await visit.open("/models/walker/versions/4/delete")
+    assert "The alias production points to it, and would be removed." in await visit.text(".effects")
+    assert "held by evaluator" in await visit.text(".effects")
+    await visit.page.evaluate("document.querySelector('[name=force]').required = false")
+    await visit.follow(visit.page.get_by_role("button", name="Delete version 4"))
+    assert "Nothing was changed" in await visit.text("[role=alert]")
+    visit.complaints.clear()  # of the status 409
+    assert registry.get_version("walker", 4).archived
+    await visit.page.get_by_label("Delete it nevertheless").check()
+    registry.set_alias("walker", "canary", 4)  # which the page did not name
+    await visit.follow(visit.page.get_by_role("button", name="Delete version 4"))
+    assert "canary, production" in await visit.text("[role=alert]")
+    visit.complaints.clear()
+    await visit.follow(visit.page.get_by_role("button", name="Delete version 4"))
+    assert await visit.text("h1") == "Version 4 is deleted"
+    assert registry.aliases("walker") == {}
+
+
+async def test_tags_and_metrics_are_edited(visit: Visit, registry: ModelRegistry) -> None:
+    _fill(registry)
+    await visit.open("/models/walker/versions/2/notes")
+    await visit.page.get_by_label("run").fill("")
+    await visit.page.get_by_label("return").fill("12.5")
+    await visit.page.get_by_label("Name of a new tag, 1").fill('two "words"')
+    await visit.page.get_by_label("Its value, tag 1").fill("<b>")
+    await visit.page.get_by_label("Name of a new metric, 1").fill("length")
+    await visit.page.get_by_label("Its value, metric 1").fill("nan")
+    await visit.follow(visit.page.get_by_role("button", name="Save"))
+    assert "The metric 'length' must be a finite number" in await visit.text("[role=alert]")
+    visit.complaints.clear()  # of the status 400
+    await visit.page.get_by_label("Its value, metric 1").fill("3")
+    await visit.follow(visit.page.get_by_role("button", name="Save"))
+    await visit.follow(visit.page.get_by_role("link", name="Version 2"))
+    version = registry.describe_version("walker", 2)
+    assert version.tags == {"parent": "1", 'two "words"': "<b>"}
+    assert version.metrics == {"return": 12.5, "loss": 0.5, "length": 3}
+    assert await visit.page.get_by_text("<b>", exact=True).count() == 1
+
+
+async def test_rules_of_retention_are_tried_and_applied(visit: Visit, registry: ModelRegistry) -> None:
+    _fill(registry)
+    registry.set_retention("walker", [RetentionRule("archived", keep_last=2)])
+    await visit.open("/models/walker/retention")
+    assert "2 versions would be deleted" in await visit.text("section p")
+    await visit.page.get_by_label("A list of rules in JSON").fill('[{"tier": "archived", "keep_last": 3}]')
+    await visit.follow(visit.page.get_by_role("button", name="Try them"))
+    assert "1 version would be deleted" in await visit.text("section p")
+    assert len(registry.find_versions("walker")) == 7
+    await visit.open("/models/walker/retention?rules=%5B%7B%22keep%22%3A1%7D%5D")
+    assert "has the field 'keep'" in await visit.text("[role=alert]")
+    await visit.open("/models/walker/retention")
+    await visit.follow(visit.page.get_by_role("link", name="Apply now"))
+    assert "These versions are deleted for good: 1, 2." in await visit.text(".effects")
+    await visit.follow(visit.page.get_by_role("button", name="Delete 2 versions"))
+    assert await visit.text("h1") == "2 versions deleted"
+    assert [each.number for each in registry.find_versions("walker", "archived = true")] == [3, 4]
+
+
+async def test_a_version_shows_its_tensors_its_lineage_and_how_to_fetch_it(
+    visit: Visit, registry: ModelRegistry, shared_http: HttpServer
+) -> None:
+    _fill(registry)
+    await visit.open("/models/walker/versions/4")
+    assert "2 tensors, 16 elements." in await visit.text("section[aria-labelledby=tensors]")
+    assert "actor.weight 4 × 3 float32 48 B" in await visit.text("section[aria-labelledby=tensors] tbody")
+    assert await visit.text("section[aria-labelledby=lineage] dd") == "3 ← 2 ← 1"
+    commands = await visit.page.locator("pre").all_inner_texts()
+    assert commands[0] == "cogment client model_registry retrieve walker 4 --output=walker-4.bin"
+    assert commands[2].startswith("curl --fail --output walker-4.bin http://127.0.0.1:")
+    path = commands[2].rpartition(str(shared_http.http.port))[2]
+    assert shared_http.http.get(path).body == registry.retrieve("walker", 4)
+    await visit.open("/models/walker/versions/production")
+    assert visit.page.url.endswith("/versions/4")
+
+
+async def test_two_versions_are_compared_down_to_their_tensors(visit: Visit, registry: ModelRegistry) -> None:
+    _fill(registry)
+    await visit.open("/models/walker/versions/4")
+    await visit.follow(visit.page.get_by_role("button", name="Compare"))
+    assert await visit.page.get_by_label("Version", exact=True).input_value() == "3"
+    metrics = await visit.text("section[aria-labelledby=metrics] tbody")
+    assert "return 300 400 +100 (+33.3%)" in metrics
+    rows = await visit.page.locator("section[aria-labelledby=tensors] tbody tr").all_inner_texts()
+    assert [row.split("\t")[0] for row in rows] == ["actor.weight", "actor.bias"]
+    assert rows[0].split("\t")[3:] == ["12", "1", "33.3 %"]
+    assert "none" in rows[1]
+
+
+async def test_curves_are_drawn_of_metrics_over_versions(visit: Visit, registry: ModelRegistry) -> None:
+    _fill(registry)
+    await visit.open("/models/walker")
+    await visit.wait_for("document.querySelectorAll('.curve canvas').length == 2")
+    assert "highest 500 at 5, last 300" in await visit.text(".curves")
+
+
+async def test_everything_can_be_read_and_changed_without_scripts(
+    browser: Any, shared_http: HttpServer, registry: ModelRegistry
+) -> None:
+    _fill(registry)
+    async with visiting(browser, shared_http.http.port, java_script_enabled=False) as visit:
+        await visit.open("/")
+        assert "actor-2" in await visit.text("[data-table=lagging]")
+        await visit.follow(visit.page.get_by_role("link", name="walker", exact=True).first)
+        assert re.search("ago|just now", await visit.text(".versions tbody tr"))
+        assert "return 300" in await visit.text(".versions tbody tr")
+        await visit.follow(visit.page.get_by_role("link", name="production").first)
+        await visit.follow(visit.page.get_by_role("link", name="Roll back to 3"))
+        await visit.follow(visit.page.get_by_role("button", name="Move production to 3"))
+        assert await visit.text("h1") == "production points to version 3"
+
+
+async def test_the_keyboard_is_enough(visit: Visit, registry: ModelRegistry) -> None:
+    _fill(registry)
+    await visit.open("/")
+    await visit.page.keyboard.press("Tab")
+    assert await visit.page.evaluate("document.activeElement.innerText") == "Skip to the content"
+    await visit.page.keyboard.press("Enter")
+    for _ in range(50):
+        await visit.page.keyboard.press("Tab")
+        focused = await visit.page.evaluate(
+            "[document.activeElement.innerText, getComputedStyle(document.activeElement).outlineStyle]"
+        )
+        assert focused[1] == "solid", focused
+        if focused[0] == "walker":
+            break
+    await visit.enter()
+
+
+async def test_a_page_that_does_not_exist_says_so_in_the_form_of_all_pages(visit: Visit) -> None:
+    await visit.open("/models/nobody")
+    assert await visit.text("h1") == "Not Found"
+    assert await visit.text(".lead") == 'Looking up model "nobody": model "nobody" does not exist.'
+    visit.complaints.clear()  # of the status 404
+
+
+async def test_with_tokens_people_log_in_and_see_what_they_may_do(browser: Any, tmp_path: Path) -> None:
+    archive = tmp_path / "archive"
+    flags = ("--anonymous=nothing", f"--audit_log={tmp_path / 'audit'}")
+    with http_server(archive, *flags) as server:
+
+        def token(name: str, *scopes: str) -> str:
+            given = [f"--scope={scope}" for scope in scopes]
+            made = run_cogment("token", "create", f"--name={name}", *given, f"--archive_dir={archive}")
+            assert made.returncode == 0, made.stderr
+            return made.stdout.strip()
+
+        admin = token("operator", "admin")
+        reader = token("visitor", "read")
+        with ModelRegistry(server.endpoint, token=admin) as registry:
+            _fill(registry)
+        async with visiting(browser, server.http.port) as visit:
+            await visit.open("/models/walker?filter=archived+%3D+true")
+            assert visit.page.url.endswith("/login?next=/models/walker%3Ffilter%3Darchived%2B%253D%2Btrue")
+            await visit.page.get_by_label("Token").fill("wrong")
+            await visit.enter()
+            assert "does not know this token" in await visit.text("[role=alert]")
+            visit.complaints.clear()  # of the status 403
+            await visit.page.get_by_label("Token").fill(reader)
+            await visit.enter()
+            assert await visit.page.locator(".versions tbody th").all_inner_texts() == ["4", "3", "2", "1"]
+            assert "You may not promote versions, move aliases or delete versions here" in await visit.text("main")
+            await visit.open("/models/walker/versions/4")
+            assert await visit.page.locator(".actions a").all_inner_texts() == ["Download"]
+            await visit.open("/models/walker/aliases/production/move?version=3")
+            assert await visit.page.get_by_role("button", name="Move").count() == 0
+            assert "takes the scope alias" in await visit.text("main")
+            await visit.page.get_by_text("visitor").click()
+            assert await visit.page.locator(".scopes code").all_inner_texts() == ["read"]
+            await visit.follow(visit.page.get_by_role("button", name="Log out"))
+            await visit.page.get_by_label("Token").fill(admin)
+            await visit.enter()
+            await visit.open("/models/walker/aliases/production")
+            assert "alias set from 3 to 4 by operator" in await visit.text(".timeline")
+            await visit.follow(visit.page.get_by_role("link", name="Roll back to 3"))
+            await visit.follow(visit.page.get_by_role("button", name="Move production to 3"))
+            await visit.open("/models/walker/history")
+            assert "alias set production 3 operator" in await visit.text("tbody")
