@@ -7,10 +7,12 @@ from typing import Any
 
 import pytest
 
-from cogment_model_registry import ModelRegistry, errors, torch
+from cogment_model_registry import ModelRegistry, errors
 from tests.bridges.conftest import needed, on_slow_machines
 
+needed("torch")
 ray = needed("ray")
+torch = needed("cogment_model_registry.torch")
 bridge = needed("cogment_model_registry.bridges.rllib")
 ppo = needed("ray.rllib.algorithms.ppo")
 

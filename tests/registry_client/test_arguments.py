@@ -146,5 +146,6 @@ async def test_a_file_that_cannot_be_read_or_written_is_an_error_of_the_system(r
                 await registry.download("policy", wrong)
             with pytest.raises(OSError, match=path.name):
                 await registry.download("policy", wrong, resume=True)
-        with pytest.raises(OSError, match=path.name):
-            await registry.publish("policy", path)
+        if path != tmp_path:  # a folder is packed
+            with pytest.raises(OSError, match=path.name):
+                await registry.publish("policy", path)

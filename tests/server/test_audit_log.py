@@ -38,6 +38,8 @@ READS = {
     "Status",
     "ReadVersion",
     "LocalReadVersion",
+    "LocalReadMetrics",
+    "LocalDescribeCaller",
     "ListVersions",
     "ListModels",
     "Watch",

@@ -4,7 +4,7 @@ import http.client
 import json
 import ssl
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from http.cookies import SimpleCookie
 from pathlib import Path
@@ -63,7 +63,8 @@ class Http:
             sent["Content-Type"] = "application/json"
         connection = self.connect()
         try:
-            connection.request(method, path, body, {**sent, **(headers or {})})
+            with suppress(BrokenPipeError):  # it was refused before all of it was sent
+                connection.request(method, path, body, {**sent, **(headers or {})})
             response = connection.getresponse()
             given = {name.lower(): value for name, value in response.getheaders()}
             return Answer(response.status, given, response.read())

@@ -3,6 +3,8 @@
 import os
 import signal
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -94,9 +96,18 @@ def test_the_port_of_each_address_of_a_host_is_the_same(tmp_path: Path) -> None:
         assert server.http.get("/healthz").status == 200
 
 
-def test_a_socket_that_a_killed_server_left_is_removed_and_that_of_a_living_one_is_not(tmp_path: Path) -> None:
-    environment = {"XDG_RUNTIME_DIR": str(tmp_path)}
-    directory = tmp_path / "cogment-model-registry"
+@pytest.fixture
+def runtime_directory() -> Iterator[Path]:
+    """A directory for sockets, whose paths may have some 100 bytes."""
+    with tempfile.TemporaryDirectory(prefix="http-") as directory:
+        yield Path(directory)
+
+
+def test_a_socket_that_a_killed_server_left_is_removed_and_that_of_a_living_one_is_not(
+    tmp_path: Path, runtime_directory: Path
+) -> None:
+    environment = {"XDG_RUNTIME_DIR": str(runtime_directory)}
+    directory = runtime_directory / "cogment-model-registry"
 
     def sockets() -> set[str]:
         return {each.name.partition("-")[0] for each in directory.glob("*.http")}

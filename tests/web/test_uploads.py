@@ -5,6 +5,7 @@ import hashlib
 import shutil
 import socket
 import subprocess
+from contextlib import closing
 from http import HTTPStatus
 from pathlib import Path
 
@@ -93,11 +94,12 @@ def test_the_hash_is_checked_if_it_is_given(http: Http, registry: ModelRegistry)
 
 
 def test_a_body_without_a_size_and_a_packed_one_are_refused(http: Http, registry: ModelRegistry) -> None:
-    connection = http.connect()
-    connection.request("PUT", VERSIONS, iter([b"a", b"b"]), {"Transfer-Encoding": "chunked"}, encode_chunked=True)
-    response = connection.getresponse()
-    assert (response.status, b"Content-Length" in response.read()) == (HTTPStatus.LENGTH_REQUIRED, True)
-    connection.close()
+    with closing(http.connect()) as connection:
+        connection.putrequest("PUT", VERSIONS)
+        connection.putheader("Transfer-Encoding", "chunked")
+        connection.endheaders()  # it is refused before the body comes
+        response = connection.getresponse()
+        assert (response.status, b"Content-Length" in response.read()) == (HTTPStatus.LENGTH_REQUIRED, True)
     packed = http.ask("PUT", VERSIONS, b"a", {"Content-Encoding": "gzip"})
     assert packed.status == HTTPStatus.UNSUPPORTED_MEDIA_TYPE
     huge = http.ask("PUT", VERSIONS, b"", {"Content-Length": "99999999999999999999"})
