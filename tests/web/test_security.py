@@ -13,10 +13,11 @@ import grpc
 import grpc.aio
 import psutil
 import pytest
+from starlette.types import Message, Receive, Scope, Send
 
 from cogment_model_registry.client.calls import method_path
 from cogment_model_registry.web.login import local_path
-from cogment_model_registry.web.security import is_own_host
+from cogment_model_registry.web.security import Security, is_own_host
 from cogment_model_registry.web.serving import HEAD_SECONDS
 from cogment_model_registry.web.sessions import IDLE_SECONDS, LONGEST_SECONDS, Sessions
 from cogment_model_registry.wire import forwarding, messages
@@ -263,6 +264,35 @@ async def test_nobody_can_claim_to_call_for_somebody_else_over_the_network(tmp_p
             with pytest.raises(grpc.aio.AioRpcError) as caught:
                 await call(request, metadata=((forwarding.PEER_KEY, "ipv4:127.0.0.1:1"),), timeout=PATIENCE_SECONDS)
         assert caught.value.code() is grpc.StatusCode.PERMISSION_DENIED
+
+
+async def test_a_client_that_has_reset_its_connection_is_nobody_from_this_host() -> None:
+    # The system has no address then of a connection that waited to be accepted, and still has its request.
+    async def refuse(_scope: Scope, _receive: Receive, _send: Send) -> None:
+        raise AssertionError("the request was let in")
+
+    async def receive() -> Message:
+        return {"type": "http.disconnect"}
+
+    statuses: list[int] = []
+
+    async def send(message: Message) -> None:
+        statuses.extend([message["status"]] if message["type"] == "http.response.start" else [])
+
+    scope = {"type": "http", "method": "DELETE", "scheme": "http", "headers": [(b"host", b"127.0.0.1")], "client": None}
+    await Security(refuse, Sessions(), None)(scope, receive, send)
+    assert statuses == [HTTPStatus.BAD_REQUEST]
+
+
+async def test_a_call_for_others_without_their_address_is_none_from_this_host(shared_http: HttpServer) -> None:
+    paths = {str(each.laddr) for each in psutil.Process(shared_http.process.pid).net_connections("unix")}
+    (path,) = [each for each in paths if each.endswith(".http")]
+    request = messages.DeleteModelRequest(model_id="policy").SerializeToString()
+    async with grpc.aio.insecure_channel(f"unix:{path}") as channel:
+        call: Any = channel.unary_unary(method_path("DeleteModel"))
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await call(request, timeout=PATIENCE_SECONDS)
+    assert caught.value.code() is grpc.StatusCode.PERMISSION_DENIED
 
 
 def test_the_socket_of_the_process_is_for_this_user_alone(shared_http: HttpServer, http: Http) -> None:
