@@ -16,7 +16,9 @@ import pytest
 from starlette.types import Message, Receive, Scope, Send
 
 from cogment_model_registry.client.calls import method_path
+from cogment_model_registry.errors import UnavailableError
 from cogment_model_registry.web.login import local_path
+from cogment_model_registry.web.registries import Caller, Registry, current
 from cogment_model_registry.web.security import Security, is_own_host
 from cogment_model_registry.web.serving import HEAD_SECONDS
 from cogment_model_registry.web.sessions import IDLE_SECONDS, LONGEST_SECONDS, Sessions
@@ -293,6 +295,15 @@ async def test_a_call_for_others_without_their_address_is_none_from_this_host(sh
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await call(request, timeout=PATIENCE_SECONDS)
     assert caught.value.code() is grpc.StatusCode.PERMISSION_DENIED
+
+
+async def test_errors_do_not_name_the_socket_of_the_process(tmp_path: Path) -> None:
+    current.set(Caller("ipv4:127.0.0.1:1"))
+    async with Registry(str(tmp_path / "absent.http")) as registry:
+        with pytest.raises(UnavailableError) as caught:
+            await registry.list_models()
+    assert "cannot connect to the server" in caught.value.message
+    assert str(tmp_path) not in caught.value.message
 
 
 def test_the_socket_of_the_process_is_for_this_user_alone(shared_http: HttpServer, http: Http) -> None:
