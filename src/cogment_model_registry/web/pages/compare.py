@@ -72,7 +72,12 @@ class TensorLine:
     def is_comparable(self) -> bool:
         """Whether both have it with the same type and shape."""
         first, second = self.first, self.second
-        return bool(first and second and (first.dtype, first.shape) == (second.dtype, second.shape))
+        return bool(first and second and _kind_of(first) == _kind_of(second))
+
+
+def _kind_of(tensor: Tensor) -> tuple[object, ...]:
+    # The sizes too: a type that is not known may have the name of one that is.
+    return tensor.dtype, tensor.element_bytes, tensor.shape, tensor.size_bytes
 
 
 async def show(request: Request) -> Response:
