@@ -24,7 +24,7 @@ from cogment_model_registry.web.serving import HEAD_SECONDS
 from cogment_model_registry.web.sessions import IDLE_SECONDS, LONGEST_SECONDS, Sessions
 from cogment_model_registry.wire import forwarding, messages
 from tests.processes import run_cogment
-from tests.waiting import PATIENCE_SECONDS
+from tests.waiting import PATIENCE_SECONDS, wait_until
 from tests.web.http import Http, HttpServer, http_server
 
 EVERYWHERE = ("/healthz", "/api/v1/models", "/login", "/static/style.css", "/nowhere")
@@ -200,6 +200,22 @@ def test_a_connection_that_sends_no_whole_head_is_closed(http: Http) -> None:
         with contextlib.suppress(ConnectionError):
             assert connection.recv(1) == b""
     assert time.monotonic() - began >= HEAD_SECONDS - 1
+
+
+def test_large_bodies_have_few_places_and_small_ones_are_taken_nevertheless(http: Http) -> None:
+    def ask(size: int) -> int:
+        return http.ask("PATCH", "/api/v1/models/absent", {"tags": {"a": "x" * size}}).status
+
+    assert ask(100_000) == HTTPStatus.NOT_FOUND
+    with contextlib.ExitStack() as stack:
+        for _ in range(16):
+            connection = stack.enter_context(contextlib.closing(http.connect()))
+            connection.putrequest("PATCH", "/api/v1/models/absent")
+            connection.putheader("Content-Length", "1000000")
+            connection.endheaders(b" " * 100_000)
+        wait_until(lambda: ask(100_000) == HTTPStatus.SERVICE_UNAVAILABLE)
+        assert ask(10) == HTTPStatus.NOT_FOUND
+    wait_until(lambda: ask(100_000) == HTTPStatus.NOT_FOUND)
 
 
 def test_static_files_are_kept_by_their_hash_and_nothing_else_is_served(http: Http) -> None:
