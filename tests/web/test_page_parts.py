@@ -1,5 +1,6 @@
 """What the pages are made of, without a browser: texts, rights, tensors, rows and what open pages are sent."""
 
+import asyncio
 import json
 import math
 from pathlib import Path
@@ -8,12 +9,15 @@ from typing import Any
 import numpy
 import pytest
 from safetensors.numpy import save
+from starlette.requests import Request
+from starlette.types import Message
 
 from cogment_model_registry import ModelRegistry
 from cogment_model_registry.errors import InvalidError
 from cogment_model_registry.records.consumers import Consumer
 from cogment_model_registry.records.lifecycle import Alias, Version
-from cogment_model_registry.web.pages import formats
+from cogment_model_registry.web.errors import RefusedError
+from cogment_model_registry.web.pages import compare, formats
 from cogment_model_registry.web.pages.aliases import candidates
 from cogment_model_registry.web.pages.compare import metric_lines, tensor_lines
 from cogment_model_registry.web.pages.consumers import by_model, overview_of
@@ -27,6 +31,7 @@ from cogment_model_registry.web.pages.tensors import Listing, MalformedError, pa
 from cogment_model_registry.web.pages.version import quoted_text
 from cogment_model_registry.web.pages.version_changes import changed_notes
 from cogment_model_registry.wire.forwarding import Description
+from tests.waiting import PATIENCE_SECONDS
 from tests.web.http import Http, HttpServer, http_server
 
 PAGE = {"Accept": "text/html"}
@@ -143,6 +148,36 @@ def test_a_type_with_the_name_of_another_one_is_not_compared_with_it() -> None:
     named = _listing_of("float32", 65), _listing_of("F32", 64)
     assert [line.is_comparable for line in tensor_lines(*named)] == [False]
     assert [line.is_comparable for line in tensor_lines(named[1], named[1])] == [True]
+
+
+async def test_a_comparison_ends_with_the_connection_of_its_client(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Registry:
+        async def describe_version(self, _model_id: str, number: int) -> int:
+            return number
+
+    async def rights(_request: Request) -> None:
+        return None
+
+    has_ended = False
+
+    async def compared(*_versions: object, is_asked: bool) -> None:
+        nonlocal has_ended
+        try:
+            await asyncio.Event().wait()
+        finally:
+            has_ended = is_asked
+
+    async def receive() -> Message:
+        return {"type": "http.disconnect"}
+
+    monkeypatch.setattr(compare, "read_rights", rights)
+    monkeypatch.setattr(compare, "registry_of", lambda _request: Registry())
+    monkeypatch.setattr(compare, "_compared", compared)
+    scope = {"type": "http", "path_params": {"model_id": "m"}, "query_string": b"first=1&second=2&tensors=yes"}
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        with pytest.raises(RefusedError):
+            await compare.show(Request(scope, receive))
+    assert has_ended
 
 
 def _listing_of(code: str, size_bytes: int) -> Listing:
