@@ -188,6 +188,9 @@ class _Attempt:
                 "User-Agent": f"cogment-model-registry/{__version__}",
                 "Connection": "close",
             }
+            connection.connect()
+            if self._is_cut:  # while there was nothing to cut, such as between two addresses of the host
+                raise TimeoutError
             connection.request("POST", target, body=post.body, headers=headers)
             answer = connection.getresponse()
             if self._is_cut:
