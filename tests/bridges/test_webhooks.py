@@ -251,7 +251,7 @@ def test_a_try_whose_time_was_over_before_it_was_connected_does_not_go_on(
     create_connection = socket.create_connection
 
     def connect_late(*arguments: Any, **named: Any) -> socket.socket:
-        wait_until(lambda: attempt._is_cut)
+        wait_until(attempt._is_cut.is_set)
         return create_connection(*arguments, **named)
 
     monkeypatch.setattr(socket, "create_connection", connect_late)
