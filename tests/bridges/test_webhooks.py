@@ -6,6 +6,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -18,9 +19,10 @@ import pytest
 
 from cogment_model_registry import ModelRegistry, errors
 from cogment_model_registry.bridges.webhooks import verify
-from cogment_model_registry.bridges.webhooks.configuration import Configuration
+from cogment_model_registry.bridges.webhooks.configuration import Configuration, Hook
+from cogment_model_registry.bridges.webhooks.delivery import _Attempt
 from cogment_model_registry.bridges.webhooks.signing import headers_of, key_of
-from cogment_model_registry.bridges.webhooks.state import State
+from cogment_model_registry.bridges.webhooks.state import Post, State
 from tests.bridges.receivers import Received, Receiver, receiving
 from tests.ports import free_port
 from tests.processes import clean_environment, run_cogment
@@ -239,6 +241,22 @@ def test_a_hook_that_is_given_up_is_in_the_dead_letters(
     assert "hidden" not in text
     assert SECRET not in text
     assert SECRET.removeprefix("whsec_") not in text
+
+
+def test_a_try_whose_time_was_over_before_it_was_connected_does_not_go_on(
+    receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    receiver.answer = lambda _post: None  # it would trickle its answer
+    attempt = _Attempt(Hook("one", receiver.url(), b"x" * 24, ("alias.moved",), timeout_seconds=0.1))
+    create_connection = socket.create_connection
+
+    def connect_late(*arguments: Any, **named: Any) -> socket.socket:
+        wait_until(attempt._is_cut.is_set)
+        return create_connection(*arguments, **named)
+
+    monkeypatch.setattr(socket, "create_connection", connect_late)
+    assert attempt.post(Post(1, "evt_1", b"{}", 0, None)) == ("no answer within 0.1 s", 0)
+    assert not receiver.posts
 
 
 def test_the_receiver_says_when_it_wants_a_post_again(

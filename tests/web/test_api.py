@@ -149,7 +149,7 @@ def test_shares_and_signers_are_set(http: Http, registry: ModelRegistry) -> None
     assert model["signers"] == [{"key_id": key.key_id, "public_key": key.pem}]
     assert "signature" in refused(http.ask("PUT", f"{MODEL}/versions", b"x"), HTTPStatus.CONFLICT)
     assert described(http.ask("PUT", f"{MODEL}/signers", {"keys": []}), "Model")["signers"] == []
-    for bad in ([1], ["x"], ["-----BEGIN PRIVATE KEY-----"]):
+    for bad in ([1], ["x"], ["\ud800"], ["-----BEGIN PRIVATE KEY-----"]):
         refused(http.ask("PUT", f"{MODEL}/signers", {"keys": bad}), HTTPStatus.BAD_REQUEST)
 
 

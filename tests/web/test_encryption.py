@@ -1,13 +1,18 @@
 """HTTPS: the certificate of the server, also a renewed one, and certificates of clients."""
 
+import asyncio
+import contextlib
 import socket
 import ssl
 from http import HTTPStatus
 from pathlib import Path
 
 import pytest
+from starlette.applications import Starlette
 
 from cogment_model_registry import ModelRegistry
+from cogment_model_registry.settings.web import WebOptions
+from cogment_model_registry.web.serving import Encryption, new_server
 from tests.certificates import Authority, Issued
 from tests.waiting import wait_until
 from tests.web.http import http_server
@@ -54,6 +59,24 @@ def test_a_session_over_tls_has_a_cookie_for_this_host_alone(tmp_path: Path) -> 
         answer = server.http.form("/logout", "", origin)
         assert answer.headers["set-cookie"].startswith("__Host-registry-session=")
         assert "Secure" in answer.headers["set-cookie"]
+
+
+async def test_a_client_that_never_says_hello_is_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cogment_model_registry.web.serving.HEAD_SECONDS", 0.2)
+    issued = Authority(tmp_path).issue()
+    options = WebOptions(
+        socket_path="", descriptors=(), tls_certificate=str(issued.certificate), tls_key=str(issued.key)
+    )
+    server = new_server(Starlette(), Encryption(options), 1.0)
+    listening = socket.create_server(("127.0.0.1", 0))
+    serving = asyncio.create_task(server.serve([listening]))
+    reader, writer = await asyncio.open_connection(*listening.getsockname())
+    async with asyncio.timeout(50):  # less than the minute that asyncio gives by itself
+        with contextlib.suppress(ConnectionError):
+            assert await reader.read() == b""
+    writer.close()
+    server.should_exit = True
+    await serving
 
 
 def test_clients_show_a_certificate_where_that_is_demanded(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """What the pages are made of, without a browser: texts, rights, tensors, rows and what open pages are sent."""
 
+import asyncio
 import json
 import math
 from pathlib import Path
@@ -8,14 +9,17 @@ from typing import Any
 import numpy
 import pytest
 from safetensors.numpy import save
+from starlette.requests import Request
+from starlette.types import Message
 
 from cogment_model_registry import ModelRegistry
 from cogment_model_registry.errors import InvalidError
 from cogment_model_registry.records.consumers import Consumer
 from cogment_model_registry.records.lifecycle import Alias, Version
-from cogment_model_registry.web.pages import formats
+from cogment_model_registry.web.errors import RefusedError
+from cogment_model_registry.web.pages import compare, formats
 from cogment_model_registry.web.pages.aliases import candidates
-from cogment_model_registry.web.pages.compare import metric_lines
+from cogment_model_registry.web.pages.compare import metric_lines, tensor_lines
 from cogment_model_registry.web.pages.consumers import by_model, overview_of
 from cogment_model_registry.web.pages.differences import _add, _Sums
 from cogment_model_registry.web.pages.history import state_text
@@ -23,10 +27,11 @@ from cogment_model_registry.web.pages.live import Feed, Sent
 from cogment_model_registry.web.pages.queries import pace_of
 from cogment_model_registry.web.pages.retention import parsed_rules
 from cogment_model_registry.web.pages.rights import rights_of
-from cogment_model_registry.web.pages.tensors import MalformedError, parse_header
+from cogment_model_registry.web.pages.tensors import Listing, MalformedError, parse_header
 from cogment_model_registry.web.pages.version import quoted_text
 from cogment_model_registry.web.pages.version_changes import changed_notes
 from cogment_model_registry.wire.forwarding import Description
+from tests.waiting import PATIENCE_SECONDS
 from tests.web.http import Http, HttpServer, http_server
 
 PAGE = {"Accept": "text/html"}
@@ -125,6 +130,59 @@ def test_a_version_that_is_a_folder_shows_its_files(http: Http, registry: ModelR
     assert f"deep/{'d' * 90}/{'n' * 120}.json" in text
     registry.publish("walker", b"no archive", user_data={"format": "folder.tar"})
     assert "its bytes are no tar archive" in http.get("/models/walker/versions/2", PAGE).text
+
+
+@pytest.mark.parametrize("name", ["weight", "\ud800"], ids=ascii)
+@pytest.mark.parametrize("dtype", ["float32", "O", "U4", "f8,f8", "(2,2)f8", "\ud800"], ids=ascii)
+def test_names_of_types_and_tensors_may_be_any_text(http: Http, registry: ModelRegistry, dtype: str, name: str) -> None:
+    header = json.dumps({name: {"dtype": dtype, "shape": [16], "data_offsets": [0, 63]}}).encode()
+    for data in (bytes(63), b"x" * 63):
+        registry.publish("walker", len(header).to_bytes(8, "little") + header + data)
+    assert http.get("/models/walker/versions/1", PAGE).status == 200
+    page = http.get("/models/walker/compare?first=1&second=2", PAGE)
+    is_text = (name + dtype).isprintable()
+    assert (page.status, "some" in page.text, "is not JSON" in page.text) == (200, is_text, not is_text)
+
+
+def test_a_type_with_the_name_of_another_one_is_not_compared_with_it() -> None:
+    named = _listing_of("float32", 65), _listing_of("F32", 64)
+    assert [line.is_comparable for line in tensor_lines(*named)] == [False]
+    assert [line.is_comparable for line in tensor_lines(named[1], named[1])] == [True]
+
+
+async def test_a_comparison_ends_with_the_connection_of_its_client(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Registry:
+        async def describe_version(self, _model_id: str, number: int) -> int:
+            return number
+
+    async def rights(_request: Request) -> None:
+        return None
+
+    has_ended = False
+
+    async def compared(*_versions: object, is_asked: bool) -> None:
+        nonlocal has_ended
+        try:
+            await asyncio.Event().wait()
+        finally:
+            has_ended = is_asked
+
+    async def receive() -> Message:
+        return {"type": "http.disconnect"}
+
+    monkeypatch.setattr(compare, "read_rights", rights)
+    monkeypatch.setattr(compare, "registry_of", lambda _request: Registry())
+    monkeypatch.setattr(compare, "_compared", compared)
+    scope = {"type": "http", "path_params": {"model_id": "m"}, "query_string": b"first=1&second=2&tensors=yes"}
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        with pytest.raises(RefusedError):
+            await compare.show(Request(scope, receive))
+    assert has_ended
+
+
+def _listing_of(code: str, size_bytes: int) -> Listing:
+    entry = {"dtype": code, "shape": [16], "data_offsets": [0, size_bytes]}
+    return parse_header(json.dumps({"weight": entry}).encode(), 0, size_bytes)
 
 
 def test_tensors_of_any_type_are_compared() -> None:

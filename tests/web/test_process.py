@@ -1,5 +1,7 @@
 """The process that serves HTTP: it starts and ends with the server, and is started again when it dies."""
 
+import contextlib
+import http.client
 import os
 import signal
 import sys
@@ -60,6 +62,23 @@ def test_it_ends_when_the_server_is_killed(tmp_path: Path) -> None:
         assert child is not None
         server.process.kill()
         child.wait(processes.START_SECONDS)
+
+
+def test_it_ends_when_the_server_is_killed_although_a_client_takes_its_time(tmp_path: Path) -> None:
+    with http_server(tmp_path / "archive") as server, contextlib.closing(server.http.connect()) as connection:
+        assert server.http.ask("PUT", "/models/policy/versions?archived", bytes(64 * 1024 * 1024)).status == 201
+        connection.request("GET", "/models/policy/versions/1/data")
+        response = connection.getresponse()
+        child = _child(server.process.pid)
+        assert child is not None
+        server.process.kill()
+
+        def has_ended() -> bool:
+            with contextlib.suppress(OSError, http.client.HTTPException):
+                response.read(1)  # so that it never counts as one that takes nothing
+            return not child.is_running()
+
+        wait_until(has_ended)
 
 
 def test_ctrl_c_is_for_the_server_which_ends_it(tmp_path: Path) -> None:

@@ -13,15 +13,18 @@ import grpc
 import grpc.aio
 import psutil
 import pytest
+from starlette.types import Message, Receive, Scope, Send
 
 from cogment_model_registry.client.calls import method_path
+from cogment_model_registry.errors import UnavailableError
 from cogment_model_registry.web.login import local_path
-from cogment_model_registry.web.security import is_own_host
+from cogment_model_registry.web.registries import Caller, Registry, current
+from cogment_model_registry.web.security import Security, is_own_host
 from cogment_model_registry.web.serving import HEAD_SECONDS
 from cogment_model_registry.web.sessions import IDLE_SECONDS, LONGEST_SECONDS, Sessions
 from cogment_model_registry.wire import forwarding, messages
 from tests.processes import run_cogment
-from tests.waiting import PATIENCE_SECONDS
+from tests.waiting import PATIENCE_SECONDS, wait_until
 from tests.web.http import Http, HttpServer, http_server
 
 EVERYWHERE = ("/healthz", "/api/v1/models", "/login", "/static/style.css", "/nowhere")
@@ -199,6 +202,22 @@ def test_a_connection_that_sends_no_whole_head_is_closed(http: Http) -> None:
     assert time.monotonic() - began >= HEAD_SECONDS - 1
 
 
+def test_large_bodies_have_few_places_and_small_ones_are_taken_nevertheless(http: Http) -> None:
+    def ask(size: int) -> int:
+        return http.ask("PATCH", "/api/v1/models/absent", {"tags": {"a": "x" * size}}).status
+
+    assert ask(100_000) == HTTPStatus.NOT_FOUND
+    with contextlib.ExitStack() as stack:
+        for _ in range(16):
+            connection = stack.enter_context(contextlib.closing(http.connect()))
+            connection.putrequest("PATCH", "/api/v1/models/absent")
+            connection.putheader("Content-Length", "1000000")
+            connection.endheaders(b" " * 100_000)
+        wait_until(lambda: ask(100_000) == HTTPStatus.SERVICE_UNAVAILABLE)
+        assert ask(10) == HTTPStatus.NOT_FOUND
+    wait_until(lambda: ask(100_000) == HTTPStatus.NOT_FOUND)
+
+
 def test_static_files_are_kept_by_their_hash_and_nothing_else_is_served(http: Http) -> None:
     answer = http.get("/static/style.css")
     tag = answer.headers["etag"].strip('"')
@@ -263,6 +282,44 @@ async def test_nobody_can_claim_to_call_for_somebody_else_over_the_network(tmp_p
             with pytest.raises(grpc.aio.AioRpcError) as caught:
                 await call(request, metadata=((forwarding.PEER_KEY, "ipv4:127.0.0.1:1"),), timeout=PATIENCE_SECONDS)
         assert caught.value.code() is grpc.StatusCode.PERMISSION_DENIED
+
+
+async def test_a_client_that_has_reset_its_connection_is_nobody_from_this_host() -> None:
+    # The system has no address then of a connection that waited to be accepted, and still has its request.
+    async def refuse(_scope: Scope, _receive: Receive, _send: Send) -> None:
+        raise AssertionError("the request was let in")
+
+    async def receive() -> Message:
+        return {"type": "http.disconnect"}
+
+    statuses: list[int] = []
+
+    async def send(message: Message) -> None:
+        statuses.extend([message["status"]] if message["type"] == "http.response.start" else [])
+
+    scope = {"type": "http", "method": "DELETE", "scheme": "http", "headers": [(b"host", b"127.0.0.1")], "client": None}
+    await Security(refuse, Sessions(), None)(scope, receive, send)
+    assert statuses == [HTTPStatus.BAD_REQUEST]
+
+
+async def test_a_call_for_others_without_their_address_is_none_from_this_host(shared_http: HttpServer) -> None:
+    paths = {str(each.laddr) for each in psutil.Process(shared_http.process.pid).net_connections("unix")}
+    (path,) = [each for each in paths if each.endswith(".http")]
+    request = messages.DeleteModelRequest(model_id="policy").SerializeToString()
+    async with grpc.aio.insecure_channel(f"unix:{path}") as channel:
+        call: Any = channel.unary_unary(method_path("DeleteModel"))
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await call(request, timeout=PATIENCE_SECONDS)
+    assert caught.value.code() is grpc.StatusCode.PERMISSION_DENIED
+
+
+async def test_errors_do_not_name_the_socket_of_the_process(tmp_path: Path) -> None:
+    current.set(Caller("ipv4:127.0.0.1:1"))
+    async with Registry(str(tmp_path / "absent.http")) as registry:
+        with pytest.raises(UnavailableError) as caught:
+            await registry.list_models()
+    assert "cannot connect to the server" in caught.value.message
+    assert str(tmp_path) not in caught.value.message
 
 
 def test_the_socket_of_the_process_is_for_this_user_alone(shared_http: HttpServer, http: Http) -> None:

@@ -45,7 +45,7 @@ class _Forwarded:
         await self._context.write(message)
 
     def peer(self) -> str:
-        return self._peer or self._context.peer()
+        return self._peer  # never that of the process: it is on this host, where callers may do more
 
     def invocation_metadata(self) -> Any:
         return self._context.invocation_metadata()

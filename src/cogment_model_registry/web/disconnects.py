@@ -1,13 +1,42 @@
 """Whether a client is still there, while an answer is sent that takes its time."""
 
 import asyncio
+from collections.abc import Coroutine
+from http import HTTPStatus
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from starlette.types import Receive
 
+from cogment_model_registry.web.errors import RefusedError
+
 if TYPE_CHECKING:
     from typing import Self
+
+
+_T = TypeVar("_T")
+
+
+async def while_connected(receive: Receive, work: Coroutine[Any, Any, _T]) -> _T:
+    """Return the result of work for a client, which ends with its connection.
+
+    Args:
+        receive: What tells of its end.
+        work: What takes its time.
+
+    Raises:
+        RefusedError: The client is gone.
+    """
+    working = asyncio.ensure_future(work)
+    try:
+        async with Connected(receive) as connected:
+            await asyncio.wait((working, connected.end), return_when=asyncio.FIRST_COMPLETED)
+            if not working.done():
+                raise RefusedError(HTTPStatus.BAD_REQUEST, "the connection ended before the answer")
+            return working.result()
+    finally:
+        working.cancel()
+        await asyncio.gather(working, return_exceptions=True)
 
 
 class Connected:

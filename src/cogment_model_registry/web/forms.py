@@ -9,9 +9,16 @@ from urllib.parse import parse_qsl
 from starlette.requests import ClientDisconnect, Request
 
 from cogment_model_registry.web.errors import RefusedError
+from cogment_model_registry.web.state import state_of
 
 _BODY_MAX_BYTES = 4 * 1024 * 1024
 """More than any form or document here has; `user_data` has a quarter of it at most."""
+
+_SMALL_BODY_BYTES = 64 * 1024
+"""How much of a body anybody may have here; all connections together then take no more than some 256 MiB."""
+
+_LARGE_BODIES_MAX = 16
+"""How many larger ones may be on their way: they are read before it is known who sends them."""
 
 _BODY_SECONDS = 30.0
 _FIELDS_MAX = 1000
@@ -21,10 +28,11 @@ async def read_body(request: Request, max_bytes: int = _BODY_MAX_BYTES) -> bytes
     """Return the body of a request.
 
     Raises:
-        RefusedError: It is too large, or takes too long.
+        RefusedError: It is too large, or takes too long, or there are too many large ones.
     """
     parts: list[bytes] = []
     size_bytes = 0
+    state, is_large = state_of(request), False
     try:
         async with asyncio.timeout(_BODY_SECONDS):
             async for part in request.stream():
@@ -32,6 +40,13 @@ async def read_body(request: Request, max_bytes: int = _BODY_MAX_BYTES) -> bytes
                 if size_bytes > max_bytes:
                     message = f"the body has more than {max_bytes} bytes"
                     raise RefusedError(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, message, {"connection": "close"})
+                if size_bytes > _SMALL_BODY_BYTES and not is_large:
+                    if state.large_bodies >= _LARGE_BODIES_MAX:
+                        message = f"{_LARGE_BODIES_MAX} large bodies are on their way; try again later"
+                        headers = {"retry-after": "1", "connection": "close"}
+                        raise RefusedError(HTTPStatus.SERVICE_UNAVAILABLE, message, headers)
+                    state.large_bodies += 1
+                    is_large = True
                 parts.append(part)
     except TimeoutError:
         raise RefusedError(
@@ -39,6 +54,8 @@ async def read_body(request: Request, max_bytes: int = _BODY_MAX_BYTES) -> bytes
         ) from None
     except ClientDisconnect:
         raise RefusedError(HTTPStatus.BAD_REQUEST, "the connection ended within the body") from None
+    finally:
+        state.large_bodies -= is_large
     return b"".join(parts)
 
 

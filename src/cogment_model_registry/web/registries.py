@@ -63,6 +63,15 @@ class _CallerCredentials(Credentials):
         return f"Bearer {token}" if token else ""
 
 
+class _Server(Direct):
+    """The server, whose socket is nothing for those to know who ask over HTTP: errors do not name it."""
+
+    __slots__ = ()
+
+    def __str__(self) -> str:
+        return "the server"
+
+
 class Registry(ModelRegistry):
     """A client that makes its calls for whoever asks; each call once, since whoever asks can do so again.
 
@@ -71,7 +80,7 @@ class Registry(ModelRegistry):
     """
 
     def __init__(self, socket_path: str) -> None:
-        self._place = Direct(f"unix:{socket_path}")
+        self._place = _Server(f"unix:{socket_path}")
         super().__init__()
 
     def _open_core(self) -> Core:

@@ -148,7 +148,8 @@ class Security:
         """Return who asks.
 
         Raises:
-            RefusedError: It is not for this server, or from a page of another one, or its token is malformed.
+            RefusedError: It is not for this server, or from a page of another one, or its token is malformed, or the
+                client has no address any more.
         """
         headers = Headers(scope=scope)
         hosts = headers.getlist("host")
@@ -169,8 +170,12 @@ class Security:
         return caller
 
     def _caller(self, scope: Scope, headers: Headers) -> Caller:
-        host, port = scope.get("client") or ("127.0.0.1", 0)
-        peer = forwarding.peer_of(host, port)
+        client = scope.get("client")
+        if (
+            client is None
+        ):  # it has reset the connection already; whoever has no address could be anybody, also from here
+            raise RefusedError(HTTPStatus.BAD_REQUEST, "the address of the client is not known")
+        peer = forwarding.peer_of(*client)
         given = headers.getlist("authorization")
         if given:
             return Caller(peer, _bearer(given))

@@ -7,6 +7,7 @@ connections that send nothing, or a byte a minute, cannot take them all for long
 import asyncio
 import os
 import resource
+import socket
 import ssl
 
 import h11
@@ -25,6 +26,9 @@ from cogment_model_registry.web.sending import sending_descriptors, sent_file
 
 HEAD_SECONDS = 10.0
 """How long a connection may take for the head of a request, and be idle between two."""
+
+_GRACE_SECONDS = 5.0
+"""How long answers under way may take at the end, if the server was killed and could not say."""
 
 _HEAD_MAX_BYTES = 32 * 1024
 _CONNECTIONS_MAX = 4096
@@ -209,6 +213,26 @@ class Encryption:
         return context
 
 
+class _Server(uvicorn.Server):
+    """A server whose clients have to finish the handshake of TLS in time: before that they are no connections yet."""
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begin to serve, as uvicorn does, which gives a handshake a minute."""
+        await self.lifespan.startup()
+        config, loop = self.config, asyncio.get_running_loop()
+        self.servers = [
+            await loop.create_server(
+                lambda: BoundedProtocol(config, self.server_state, self.lifespan.state),
+                sock=each,
+                ssl=config.ssl,
+                ssl_handshake_timeout=HEAD_SECONDS if config.ssl else None,
+                backlog=config.backlog,
+            )
+            for each in sockets or ()
+        ]
+        self.started = True
+
+
 def new_server(app: ASGIApp, encryption: Encryption | None, idle_seconds: float) -> uvicorn.Server:
     """Return a server, to be given its sockets.
 
@@ -228,8 +252,9 @@ def new_server(app: ASGIApp, encryption: Encryption | None, idle_seconds: float)
         server_header=False,
         proxy_headers=False,
         timeout_keep_alive=int(HEAD_SECONDS),
+        timeout_graceful_shutdown=int(_GRACE_SECONDS),
         h11_max_incomplete_event_size=_HEAD_MAX_BYTES,
     )
     config.load()
     config.ssl = encryption.context if encryption else None
-    return uvicorn.Server(config)
+    return _Server(config)

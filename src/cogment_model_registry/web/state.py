@@ -21,6 +21,7 @@ class State:
         templates: The pages.
         uploads: How many uploads are under way.
         streams: How many streams of events are open.
+        large_bodies: How many large forms and documents are being received.
     """
 
     options: WebOptions
@@ -29,6 +30,7 @@ class State:
     templates: Templates = field(default_factory=Templates)
     uploads: int = 0
     streams: int = 0
+    large_bodies: int = 0
 
 
 def state_of(request: HTTPConnection) -> State:

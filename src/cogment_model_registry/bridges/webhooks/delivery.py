@@ -166,7 +166,7 @@ class _Attempt:
     def __init__(self, hook: Hook) -> None:
         self._hook = hook
         self._connection: http.client.HTTPConnection | None = None
-        self._is_cut = False
+        self._is_cut = threading.Event()
 
     def post(self, post: Post) -> tuple[str, float]:
         """Post an event.
@@ -188,16 +188,19 @@ class _Attempt:
                 "User-Agent": f"cogment-model-registry/{__version__}",
                 "Connection": "close",
             }
+            connection.connect()
+            if self._is_cut.is_set():  # while there was nothing to cut, such as between two addresses of the host
+                raise TimeoutError
             connection.request("POST", target, body=post.body, headers=headers)
             answer = connection.getresponse()
-            if self._is_cut:
+            if self._is_cut.is_set():
                 return f"no answer within {hook.timeout_seconds:g} s", 0
             if 200 <= answer.status < 300:
                 return "", 0
             what = "a redirect, which is not followed: " if 300 <= answer.status < 400 else ""
             return f"{what}status {answer.status}", _seconds(answer.getheader("Retry-After"))
         except (OSError, http.client.HTTPException) as error:
-            if self._is_cut or isinstance(error, TimeoutError):
+            if self._is_cut.is_set() or isinstance(error, TimeoutError):
                 return f"no answer within {hook.timeout_seconds:g} s", 0
             # Messages of some errors have parts of the answer, or the address.
             reason = error.strerror if isinstance(error, OSError) and error.strerror else type(error).__name__
@@ -214,7 +217,7 @@ class _Attempt:
 
     def cut(self) -> None:
         """End it now."""
-        self._is_cut = True
+        self._is_cut.set()
         opened = self._connection.sock if self._connection is not None else None
         if opened is not None:
             try:

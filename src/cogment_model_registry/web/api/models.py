@@ -129,7 +129,7 @@ async def put_signers(request: Request) -> Response:
 def _keys_of(texts_of_keys: list[object]) -> list[PublicKey]:
     if not all(isinstance(text, str) for text in texts_of_keys):
         raise InvalidError("each of keys must be a text, a public key in PEM")
-    return parse_public_keys("\n".join(map(str, texts_of_keys)).encode()) if texts_of_keys else []
+    return parse_public_keys("\n".join(map(str, texts_of_keys)).encode(errors="replace")) if texts_of_keys else []
 
 
 async def history(request: Request) -> Response:

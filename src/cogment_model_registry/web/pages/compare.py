@@ -11,6 +11,7 @@ from starlette.responses import Response
 from cogment_model_registry.errors import InvalidError
 from cogment_model_registry.records.lifecycle import Version
 from cogment_model_registry.records.sizes import MIB
+from cogment_model_registry.web.disconnects import while_connected
 from cogment_model_registry.web.pages import tensors
 from cogment_model_registry.web.pages.changes import whole_number
 from cogment_model_registry.web.pages.differences import Difference, compare_bytes, has_numpy
@@ -72,7 +73,12 @@ class TensorLine:
     def is_comparable(self) -> bool:
         """Whether both have it with the same type and shape."""
         first, second = self.first, self.second
-        return bool(first and second and (first.dtype, first.shape) == (second.dtype, second.shape))
+        return bool(first and second and _kind_of(first) == _kind_of(second))
+
+
+def _kind_of(tensor: Tensor) -> tuple[object, ...]:
+    # The sizes too: a type that is not known may have the name of one that is.
+    return tensor.dtype, tensor.element_bytes, tensor.shape, tensor.size_bytes
 
 
 async def show(request: Request) -> Response:
@@ -90,7 +96,8 @@ async def show(request: Request) -> Response:
         found = [await registry.describe_version(model_id, number) for number in numbers]
     values: Mapping[str, Any] = {"versions": None}
     if found:
-        values = await _compared(registry, *found, is_asked=request.query_params.get("tensors") == "yes")
+        work = _compared(registry, *found, is_asked=request.query_params.get("tensors") == "yes")
+        values = await while_connected(request.receive, work)  # nobody waits behind those who have left
     return state_of(request).templates.page(
         request, "compare.html", rights=rights, model_id=model_id, fields=fields, problem=problem, **values
     )

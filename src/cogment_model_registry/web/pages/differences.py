@@ -70,7 +70,7 @@ async def compare_bytes(
         )
         if ours != theirs:
             are_same = False
-        is_known = await asyncio.to_thread(_add, sums, first[1].dtype, ours, theirs)
+        is_known = first[1].element_bytes > 0 and await asyncio.to_thread(_add, sums, first[1].dtype, ours, theirs)
         if not is_known and not are_same:
             return Difference(-1, math.nan, 0.0)
     if are_same:

@@ -37,6 +37,7 @@ class Tensor:
     Attributes:
         name: Its name.
         dtype: The type of its elements.
+        element_bytes: The size of an element; 0 for a type that is not known, whose name may be any text.
         shape: Its shape.
         start: Where its bytes begin in the version.
         size_bytes: How many there are.
@@ -44,6 +45,7 @@ class Tensor:
 
     name: str
     dtype: str
+    element_bytes: int
     shape: tuple[int, ...]
     start: int
     size_bytes: int
@@ -117,6 +119,7 @@ def parse_header(text: bytes, start: int, size_bytes: int) -> Listing:
     """
     try:
         header = json.loads(text.decode("utf-8"))
+        json.dumps(header, ensure_ascii=False).encode()  # a lone surrogate, which no page can have, is a ValueError
     except (ValueError, RecursionError):
         raise MalformedError("its header is not JSON") from None
     if not isinstance(header, dict):
@@ -143,4 +146,4 @@ def _tensor(name: str, entry: object, start: int, size_bytes: int) -> Tensor:
     dtype, element_bytes = _SIZES.get(code, (code[:20], 0))
     if element_bytes and math.prod(shape) * element_bytes != end - begin:
         raise MalformedError(f"the size of {name[:80]!r} does not fit its shape")
-    return Tensor(name, dtype, tuple(shape), start + begin, end - begin)
+    return Tensor(name, dtype, element_bytes, tuple(shape), start + begin, end - begin)
