@@ -11,7 +11,7 @@ from starlette.requests import ClientDisconnect, Request
 from cogment_model_registry.web.errors import RefusedError
 
 _BODY_MAX_BYTES = 4 * 1024 * 1024
-"""More than any form or document here has; `user_data` has a quarter of it at most."""
+"""More than any form or document needs; `user_data` takes a quarter of it at most."""
 
 _BODY_SECONDS = 30.0
 _FIELDS_MAX = 1000
@@ -30,12 +30,12 @@ async def read_body(request: Request, max_bytes: int = _BODY_MAX_BYTES) -> bytes
             async for part in request.stream():
                 size_bytes += len(part)
                 if size_bytes > max_bytes:
-                    message = f"the body has more than {max_bytes} bytes"
+                    message = f"the body has more than {max_bytes} bytes, the limit"
                     raise RefusedError(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, message, {"connection": "close"})
                 parts.append(part)
     except TimeoutError:
         raise RefusedError(
-            HTTPStatus.REQUEST_TIMEOUT, "the body did not come in time", {"connection": "close"}
+            HTTPStatus.REQUEST_TIMEOUT, "the body was not received in time", {"connection": "close"}
         ) from None
     except ClientDisconnect:
         raise RefusedError(HTTPStatus.BAD_REQUEST, "the connection ended within the body") from None
@@ -46,7 +46,7 @@ async def read_form(request: Request) -> Mapping[str, str]:
     """Return the fields of a form, the last of each name.
 
     Raises:
-        RefusedError: It is no such form, or too large.
+        RefusedError: The body is not such a form, or too large.
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/x-www-form-urlencoded":
@@ -60,10 +60,10 @@ async def read_form(request: Request) -> Mapping[str, str]:
 
 
 async def read_json(request: Request) -> object:
-    """Return the document that a body has; an empty object if it is empty.
+    """Return the JSON document in a body; an empty object if the body is empty.
 
     Raises:
-        RefusedError: It is no JSON, or too large. Browsers send other types without being asked to.
+        RefusedError: It is not JSON, or too large, or has another content type, such as pages of other sites can send.
     """
     body = await read_body(request)
     if not body:
@@ -79,4 +79,4 @@ async def read_json(request: Request) -> object:
 
 
 def _refuse_constant(name: str) -> object:
-    raise ValueError(name)  # NaN and Infinity, which are no JSON
+    raise ValueError(name)  # NaN and Infinity, which are not JSON
