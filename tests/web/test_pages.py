@@ -174,7 +174,9 @@ async def test_the_first_page_stays_current_and_can_be_paused(visit: Visit, regi
     await visit.wait_for("document.documentElement.dataset.news > 0")
     registry.report_consumer("walker", "actor-2", version=7)
     registry.report_consumer("walker", "actor-3", version=7)
-    await visit.wait_for("document.querySelector('[data-table=lagging]')?.innerText == 'All consumers run the newest version.'")
+    await visit.wait_for(
+        "document.querySelector('[data-table=lagging]')?.innerText == 'All consumers run the newest version.'"
+    )
     await visit.wait_for(
         "document.querySelector('[data-part=lag-summary]').innerText == 'All 3 consumers run the newest version.'"
     )
