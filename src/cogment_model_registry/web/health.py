@@ -11,7 +11,7 @@ _METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
 async def alive(request: Request) -> Response:
-    """Answer if the event loops of both processes run; if there is no answer, a restart helps."""
+    """Answer whether the event loops of both processes run; if one does not, a restart may help."""
     try:
         await registry_of(request).is_serving()
     except ModelRegistryError as error:
