@@ -133,7 +133,7 @@ def test_what_is_no_name_or_no_folder_is_refused(
 def test_what_is_no_snapshot_is_refused(registry: ModelRegistry, tmp_path: Path) -> None:
     repository = cached(tmp_path / "cache", FILES)
     for path, options, reason in (
-        (tmp_path, {}, "is no snapshot of a cache"),
+        (tmp_path, {}, "is neither a snapshot of a cache"),
         (repository, {"revision": "other"}, 'has no revision "other"'),
         (repository, {"revision": "a" * 40}, "has no snapshot"),
         (repository, {"revision": "../refs/main"}, "name of a revision"),

@@ -114,7 +114,7 @@ def test_records_of_many_blocks_are_read_and_a_cut_end_is_left_out(registry: Mod
     with pytest.raises(errors.DataLossError, match="is damaged before byte"):
         bridge.import_run(registry, folder_of(run))
     path.write_bytes(b"something else")
-    with pytest.raises(errors.InvalidError, match="is no log of a run"):
+    with pytest.raises(errors.InvalidError, match="is not the log of a run"):
         bridge.import_run(registry, folder_of(run))
 
 
@@ -127,7 +127,7 @@ def test_what_is_not_there_or_was_changed_is_refused(registry: ModelRegistry, tm
     for staged in (tmp_path / "artifacts/staging").iterdir():
         staged.chmod(0o600)
         staged.write_bytes(b"changed")
-    with pytest.raises(errors.DataLossError, match="was changed since"):
+    with pytest.raises(errors.DataLossError, match="has changed since"):
         bridge.import_run(registry, folder_of(run))
     run = began(tmp_path)
     artifact = wandb.Artifact("policy", type="model")

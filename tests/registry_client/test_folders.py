@@ -180,9 +180,9 @@ def _long_name_of_a_device(root: Path) -> None:
 
 REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
     "a link out of the folder": (_link_out, "outside of the folder"),
-    "a link to a folder": (_link_to_a_folder, "only links to files are read"),
-    "a link to nothing": (lambda root: (root / "x").symlink_to("nothing"), "leads nowhere"),
-    "a link to itself": (_loop, "leads nowhere"),
+    "a link to a folder": (_link_to_a_folder, "only links to files can be packed"),
+    "a link to nothing": (lambda root: (root / "x").symlink_to("nothing"), "is a broken link"),
+    "a link to itself": (_loop, "is a broken link"),
     "a pipe": (lambda root: os.mkfifo(root / "x"), "neither a file nor a folder"),
     "a name that is not UTF-8": (lambda root: open(os.fsencode(root) + b"/\xff", "w").close(), "is not UTF-8"),
     "a device of Windows": (_long_name_of_a_device, "a device on Windows"),
@@ -327,7 +327,7 @@ async def test_a_version_that_is_not_a_folder_is_not_unpacked(registry: Any, tmp
             await registry.download("policy", path, unpack=unpacks)
     await registry.publish("policy", b"no archive" * 100, user_data={"format": "folder.tar"})
     with pytest.raises(
-        errors.InvalidError, match='version 2 of model "policy" cannot be unpacked: it is no tar archive'
+        errors.InvalidError, match='version 2 of model "policy" cannot be unpacked: it is not a tar archive'
     ):
         await registry.download("policy", f"{tmp_path / 'new'}/")
     assert os.listdir(tmp_path) == ["archive"]

@@ -129,7 +129,7 @@ def test_a_version_that_is_a_folder_shows_its_files(http: Http, registry: ModelR
     assert "3.0 MiB" in text
     assert f"deep/{'d' * 90}/{'n' * 120}.json" in text
     registry.publish("walker", b"no archive", user_data={"format": "folder.tar"})
-    assert "its bytes are no tar archive" in http.get("/models/walker/versions/2", PAGE).text
+    assert "its bytes are not a tar archive" in http.get("/models/walker/versions/2", PAGE).text
 
 
 @pytest.mark.parametrize("name", ["weight", "\ud800"], ids=ascii)
@@ -246,7 +246,7 @@ def test_scopes_say_what_the_pages_offer() -> None:
     assert not rights.may_force("arm")
     assert not rights.may_everything
     assert rights.missing("walker") == (
-        "You may not promote versions or delete versions here: that takes the scope store or delete."
+        "You may not promote versions or delete versions here: you need the scope store or delete."
     )
 
 

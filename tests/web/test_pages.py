@@ -118,7 +118,7 @@ async def test_versions_are_filtered_and_ordered_as_on_the_command_line(visit: V
     _fill(registry)
     await visit.open("/models/walker")
     await visit.page.get_by_label("Filter").fill("metrics.return >= 300 AND archived = false")
-    await visit.page.get_by_label("Order", exact=True).fill("metrics.return desc")
+    await visit.page.get_by_label("Order by", exact=True).fill("metrics.return desc")
     await visit.follow(visit.page.get_by_role("button", name="Apply"))
     assert await visit.page.locator(".versions tbody th").all_inner_texts() == ["5", "7", "6"]
     await visit.follow(visit.page.get_by_role("link", name="Order by loss, lowest first"))
@@ -174,7 +174,9 @@ async def test_the_first_page_stays_current_and_can_be_paused(visit: Visit, regi
     await visit.wait_for("document.documentElement.dataset.news > 0")
     registry.report_consumer("walker", "actor-2", version=7)
     registry.report_consumer("walker", "actor-3", version=7)
-    await visit.wait_for("document.querySelector('[data-table=lagging]')?.innerText == 'All run the newest version.'")
+    await visit.wait_for(
+        "document.querySelector('[data-table=lagging]')?.innerText == 'All consumers run the newest version.'"
+    )
     await visit.wait_for(
         "document.querySelector('[data-part=lag-summary]').innerText == 'All 3 consumers run the newest version.'"
     )
@@ -202,7 +204,7 @@ async def test_a_move_that_somebody_else_was_faster_with_changes_nothing(visit: 
     await visit.open("/models/walker/aliases/production/move?version=1")
     registry.set_alias("walker", "production", 2)
     await visit.follow(visit.page.get_by_role("button", name="Move production to 1"))
-    assert "somebody else was faster" in await visit.text("[role=alert]")
+    assert "somebody else changed it first" in await visit.text("[role=alert]")
     assert "points to version 2 now" in await visit.text(".effects")
     assert registry.aliases("walker")["production"].version_number == 2
     visit.complaints.clear()  # of the status 412
@@ -215,7 +217,7 @@ async def test_aliases_are_created_and_removed(visit: Visit, registry: ModelRegi
     await visit.open("/models/walker/versions/7")
     await visit.page.get_by_label("Point an alias here").fill("canary")
     await visit.follow(visit.page.get_by_role("button", name="Continue"))
-    assert "it is archived first" in await visit.text(".effects")
+    assert "it is promoted first" in await visit.text(".effects")
     await visit.follow(visit.page.get_by_role("button", name="Create canary"))
     await visit.follow(visit.page.get_by_role("link", name="canary"))
     assert registry.describe_version("walker", "canary").archived
@@ -238,8 +240,8 @@ async def test_a_version_is_archived_and_deleted_with_what_that_takes_said_first
 ) -> None:
     _fill(registry)
     await visit.open("/models/walker/versions/6")
-    await visit.follow(visit.page.get_by_role("link", name="Archive"))
-    await visit.follow(visit.page.get_by_role("button", name="Archive version 6"))
+    await visit.follow(visit.page.get_by_role("link", name="Promote"))
+    await visit.follow(visit.page.get_by_role("button", name="Promote version 6"))
     assert await visit.text("h1") == "Version 6 is archived"
     assert registry.get_version("walker", 6).archived
     await visit.follow(visit.page.get_by_role("link", name="Version 6"))
@@ -262,7 +264,7 @@ async def test_a_version_with_an_alias_or_a_holder_is_deleted_by_force_alone(
     assert "Nothing was changed" in await visit.text("[role=alert]")
     visit.complaints.clear()  # of the status 409
     assert registry.get_version("walker", 4).archived
-    await visit.page.get_by_label("Delete it nevertheless").check()
+    await visit.page.get_by_label("Delete it anyway").check()
     registry.set_alias("walker", "canary", 4)  # which the page did not name
     await visit.follow(visit.page.get_by_role("button", name="Delete version 4"))
     assert "canary, production" in await visit.text("[role=alert]")
@@ -299,14 +301,14 @@ async def test_rules_of_retention_are_tried_and_applied(visit: Visit, registry: 
     await visit.open("/models/walker/retention")
     assert "2 versions would be deleted" in await visit.text("section p")
     await visit.page.get_by_label("A list of rules in JSON").fill('[{"tier": "archived", "keep_last": 3}]')
-    await visit.follow(visit.page.get_by_role("button", name="Try them"))
+    await visit.follow(visit.page.get_by_role("button", name="Try these rules"))
     assert "1 version would be deleted" in await visit.text("section p")
     assert len(registry.find_versions("walker")) == 7
     await visit.open("/models/walker/retention?rules=%5B%7B%22keep%22%3A1%7D%5D")
     assert "has the field 'keep'" in await visit.text("[role=alert]")
     await visit.open("/models/walker/retention")
     await visit.follow(visit.page.get_by_role("link", name="Apply now"))
-    assert "These versions are deleted for good: 1, 2." in await visit.text(".effects")
+    assert "These versions are deleted permanently: 1, 2." in await visit.text(".effects")
     await visit.follow(visit.page.get_by_role("button", name="Delete 2 versions"))
     assert await visit.text("h1") == "2 versions deleted"
     assert [each.number for each in registry.find_versions("walker", "archived = true")] == [3, 4]
@@ -419,7 +421,7 @@ async def test_with_tokens_people_log_in_and_see_what_they_may_do(browser: Any, 
             assert await visit.page.locator(".actions a").all_inner_texts() == ["Download"]
             await visit.open("/models/walker/aliases/production/move?version=3")
             assert await visit.page.get_by_role("button", name="Move").count() == 0
-            assert "takes the scope alias" in await visit.text("main")
+            assert "need the scope alias" in await visit.text("main")
             await visit.page.get_by_text("visitor").click()
             assert await visit.page.locator(".scopes code").all_inner_texts() == ["read"]
             await visit.follow(visit.page.get_by_role("button", name="Log out"))

@@ -49,7 +49,7 @@ def test_it_is_started_again_when_it_dies_on_the_same_port(tmp_path: Path) -> No
         first = _child(server.process.pid)
         assert first is not None
         first.kill()
-        server.process.wait_for_line("HTTP ended; it is started again.*exit code -9")
+        server.process.wait_for_line("HTTP ended unexpectedly; restarting it.*exit code -9")
         second = wait_until(lambda: _child(server.process.pid))
         assert second.pid != first.pid
         assert server.http.get("/healthz").status == 200  # connections wait until it serves

@@ -1,5 +1,5 @@
-"""Bridges to what teams have: MLflow, the Hub's layout, training libraries, and webhooks for everything else.
+"""Bridges to other tools: MLflow, the cache of the Hugging Face Hub, training libraries, and webhooks.
 
-Each module is a client of the registry like any other program: it imports the public modules of this package, and the
-library that its extra installs.
+Each module is a client of the registry, like any other program: it imports only the public modules of this package, and
+the library that its extra installs.
 """

@@ -28,21 +28,21 @@ _BLOCK_BYTES = 1024 * 1024
 def import_snapshot(
     registry: ModelRegistry, model_id: str, path: "str | os.PathLike[str]", *, revision: str = "main"
 ) -> Version:
-    """Store a snapshot of the cache as a version, with the files that its links lead to in place of the links.
+    """Store a snapshot of the cache as a version, with the linked files in place of the links.
 
-    What was imported already, by its repository and its commit, is not stored again.
+    A snapshot with the same repository and commit is not stored a second time.
 
     Args:
         registry: The client.
         model_id: The model.
         path: A snapshot, ``models--OWNER--NAME/snapshots/COMMIT``; or the repository, ``models--OWNER--NAME``.
-        revision: Of the repository, which snapshot: a commit, or a branch or a tag that was downloaded.
+        revision: The snapshot of the repository: a commit, or a branch or a tag that was downloaded.
 
     Returns:
         The archived version.
 
     Raises:
-        InvalidError: The path is no such folder, or a link leads out of the repository.
+        InvalidError: The path is not such a folder, or a link leads out of the repository.
         OSError: It cannot be read.
         ModelRegistryError: As for `ModelRegistry.store`.
     """
@@ -65,24 +65,24 @@ def export_snapshot(
 ) -> Path:
     """Write a version that is a folder into a cache, so that the Hub's tools find it without a network.
 
-    Existing snapshots stay, and equal files share their bytes with them. A snapshot appears whole, then the revision
-    points to it.
+    Existing snapshots stay, and equal files are kept once. The revision points to the new snapshot only when it is
+    complete.
 
     Args:
         registry: The client.
         model_id: The model.
         cache_dir: The cache, such as ``~/.cache/huggingface/hub``; it is created if it does not exist.
         version: The number of the version, -1 for the latest; or an alias.
-        repository: The name for the tools, such as ``owner/name``; by default that from which the version was
-            imported, else the id of the model.
+        repository: The name of the repository, such as ``owner/name``; by default the one from which the version was
+            imported, or else the id of the model.
         revision: The branch that points to it.
 
     Returns:
-        The folder of the snapshot. Its commit is that from which the version was imported, else the first 40 digits of
-        the SHA-256 of the version.
+        The folder of the snapshot. Its commit is the one from which the version was imported, or else the first 40
+        digits of the SHA-256 of the version.
 
     Raises:
-        InvalidError: The version is not a folder, or the repository or the revision is no such name.
+        InvalidError: The version is not a folder, or the name of the repository or the revision is not allowed.
         NotFoundError: The model or the version does not exist.
         OSError: The cache cannot be written.
     """
@@ -112,8 +112,8 @@ def _snapshot(path: Path, revision: str) -> Path:
         return path
     if not (path / "snapshots").is_dir():
         raise InvalidError(
-            f"{quoted(str(path))} is no snapshot of a cache, and no repository of one, which has the folder snapshots; "
-            "a plain folder is stored with ModelRegistry.store"
+            f"{quoted(str(path))} is neither a snapshot of a cache nor a repository with the folder snapshots; "
+            "store a plain folder with ModelRegistry.store"
         )
     _check_revision(revision)
     commit = revision
@@ -132,7 +132,7 @@ def _repository_id(repository: Path) -> str:
     kind, *parts = repository.name.split("--")
     if kind not in ("models", "datasets", "spaces") or not parts or not all(parts):
         message = "its folder must be called models--OWNER--NAME"
-        raise InvalidError(f"{quoted(repository.name)} is no repository of a cache; {message}")
+        raise InvalidError(f"{quoted(repository.name)} is not a repository of a cache; {message}")
     return "/".join(parts) if kind == "models" else f"{kind}/{'/'.join(parts)}"
 
 
@@ -165,11 +165,11 @@ def _link(files: Path, links: Path, blobs: Path) -> None:
         blob = blobs / _sha256(path)
         if not blob.exists():
             os.replace(path, blob)
-        # The snapshot is at blobs/../snapshots/COMMIT, wherever the links are made.
+        # Links are relative: the snapshot is at blobs/../snapshots/COMMIT.
         depth = len(path.relative_to(files).parts) - 1
         try:
             os.symlink(os.path.join(*[".."] * (depth + 2), "blobs", blob.name), target)
-        except OSError:  # Windows lets not everybody make links; the Hub's tools copy then too
+        except OSError:  # Windows does not let every user make links; the Hub's tools copy then too
             shutil.copyfile(blob, target)
     links.mkdir(exist_ok=True)
 

@@ -3,8 +3,8 @@
     import_model(registry, MlflowClient("http://mlflow:5000"), "walker")
     export_version(registry, MlflowClient("http://mlflow:5000"), "walker", "production")
 
-The artifact of a version is a folder, and so is the version here; tags, metrics and aliases go along. Both directions
-can be repeated: what was brought already is not brought again, and only changes of tags, metrics and aliases follow.
+The artifact of a version is a folder, and so is the version here; tags, metrics and aliases are copied too. Both
+directions can be repeated: a version is transferred once, and then only changes of tags, metrics and aliases are.
 """
 
 import os
@@ -24,16 +24,16 @@ MODEL_KEY = "mlflow.model"
 VERSION_KEY = "mlflow.version"
 CREATED_KEY = "mlflow.created_ms"
 RUN_KEY = "mlflow.run_id"
-"""The entries of `user_data` that say where a version comes from. The time tells apart what has the same name."""
+"""The entries of `user_data` that say where a version comes from; the time distinguishes models of the same name."""
 
 OUR_MODEL_TAG = "cogment.model"
 OUR_VERSION_TAG = "cogment.version"
 OUR_CREATED_TAG = "cogment.created_ns"
 OUR_FILE_TAG = "cogment.file"
-"""The tags of a version of MLflow that say where it comes from, and which of its artifacts is the whole version."""
+"""The tags of a version of MLflow that say where it comes from, and which artifact is the version."""
 
 _USER_DATA_TAG = "cogment.user_data."
-"""What the names of tags begin with that are entries of `user_data`."""
+"""The prefix of tags that stand for entries of `user_data`."""
 
 ARTIFACT_PATH = "model"
 FILE_NAME = "version.bin"
@@ -48,13 +48,13 @@ _TheirVersion: TypeAlias = Any
 def import_model(
     registry: ModelRegistry, client: MlflowClient, name: str, *, model_id: str | None = None
 ) -> list[Version]:
-    """Bring all versions of a registered model of MLflow that are ready, oldest first.
+    """Import all versions of a registered model of MLflow that are ready, oldest first.
 
     Args:
         registry: The registry.
         client: The client of MLflow.
         name: The registered model.
-        model_id: The model in the registry; by default of the same name.
+        model_id: The model in the registry; by default with the same name.
 
     Returns:
         The versions in the registry.
@@ -70,14 +70,14 @@ def import_model(
 def import_version(
     registry: ModelRegistry, client: MlflowClient, name: str, version: int | str, *, model_id: str | None = None
 ) -> Version:
-    """Bring one version of a registered model of MLflow, with its tags, metrics and aliases.
+    """Import one version of a registered model of MLflow, with its tags, metrics and aliases.
 
     Args:
         registry: The registry.
         client: The client of MLflow.
         name: The registered model.
         version: The version there: its number, or an alias.
-        model_id: The model in the registry; by default of the same name.
+        model_id: The model in the registry; by default with the same name.
 
     Returns:
         The archived version in the registry.
@@ -133,12 +133,12 @@ def export_version(
         client: The client of MLflow.
         model_id: The model.
         version: Its number, -1 for the latest; or an alias.
-        name: The registered model of MLflow; by default of the same name. It is created if it does not exist.
+        name: The registered model of MLflow; by default with the same name. It is created if it does not exist.
         experiment: The experiment of the run; it is created if it does not exist.
 
     Returns:
-        The `ModelVersion` of MLflow: that from which the version was imported, or to which it was exported before, if
-        there is one.
+        The `ModelVersion` of MLflow: the one from which the version was imported or to which it was exported before,
+        or else a new one.
 
     Raises:
         NotFoundError: The model or the version does not exist, or the version was evicted.
@@ -170,7 +170,7 @@ def _register(
     origin: dict[str, str],
     experiment: str,
 ) -> _TheirVersion:
-    """Register a version, with the artifacts of a run: that of an earlier try, if there was one."""
+    """Register a version, with the artifacts of a run; an earlier interrupted try is continued."""
     run = _run(client, experiment, ours, origin)
     tags = {**{_USER_DATA_TAG + key: text for key, text in ours.user_data.items()}, **ours.tags, **origin}
     is_folder = ours.user_data.get("format") == _FOLDER
@@ -192,10 +192,10 @@ def _register(
 
 
 def _run(client: MlflowClient, experiment: str, ours: Version, origin: dict[str, str]) -> Any:
-    """Return a run for the artifacts of a version: that of an earlier try, if there was one."""
+    """Return a run for the artifacts of a version: the one of an earlier try, or else a new one."""
     found = client.get_experiment_by_name(experiment)
     experiment_id = found.experiment_id if found else client.create_experiment(experiment)
-    # A run is not found by a text with a quote in it.
+    # MLflow cannot search for a text with a quote in it.
     key = OUR_CREATED_TAG
     for run in client.search_runs([experiment_id], f"tags.`{key}` = '{origin[key]}'"):
         if all(run.data.tags.get(tag) == text for tag, text in origin.items()):
@@ -222,7 +222,7 @@ def _their_version(client: MlflowClient, name: str, version: int | str) -> _Thei
 def _versions(client: MlflowClient, name: str, *, only_ready: bool = True) -> Iterator[_TheirVersion]:
     """Yield the versions of a registered model, in pages; none if it does not exist."""
     if "'" in name:
-        raise InvalidError(f"the name {quoted(name)} has a quote, with which MLflow searches for nothing")
+        raise InvalidError(f"the name {quoted(name)} has a quote, for which MLflow cannot search")
     token = None
     while True:
         page = client.search_model_versions(f"name = '{name}'", max_results=200, page_token=token)
@@ -233,7 +233,7 @@ def _versions(client: MlflowClient, name: str, *, only_ready: bool = True) -> It
 
 
 def _their_aliases(client: MlflowClient, name: str, version: str) -> list[str]:
-    """Return the aliases of a version, which not every reply of MLflow has with the version."""
+    """Return the aliases of a version, which some replies of MLflow lack."""
     aliases: dict[str, str] = client.get_registered_model(name).aliases
     return [alias for alias, number in aliases.items() if str(number) == str(version)]
 

@@ -1,7 +1,7 @@
-"""Versions that come from somewhere else: each is imported once, and brought up to date when it is imported again.
+"""Versions that are imported from elsewhere: each is imported once, and updated when it is imported again.
 
-`user_data` says where a version comes from, since that never changes, and is found by a search. What people change
-there later, such as tags and aliases, is compared each time.
+`user_data` has the origin of a version, since it never changes and can be searched for. Data that people change at the
+origin later, such as tags and aliases, is compared each time.
 """
 
 import math
@@ -12,7 +12,7 @@ from cogment_model_registry.errors import NotFoundError
 
 
 def imported(registry: ModelRegistry, model_id: str, origin: Mapping[str, str]) -> Version | None:
-    """Return the archived version that comes from somewhere; None if there is none."""
+    """Return the archived version that was imported from an origin; None if there is none."""
     words = [f"user_data.{_text(key)} = {_text(value)}" for key, value in origin.items()]
     try:
         found = registry.find_versions(model_id, " AND ".join(["archived = true", *words]), limit=1)
@@ -22,7 +22,7 @@ def imported(registry: ModelRegistry, model_id: str, origin: Mapping[str, str]) 
 
 
 def _text(text: str) -> str:
-    """Return a text as filters have it."""
+    """Return a text as a quoted value of a filter."""
     escaped = text.replace("\\", "\\\\").replace('"', '\\"')
     return f'"{escaped}"'
 
@@ -38,16 +38,16 @@ def bring(
     metrics: Mapping[str, float],
     aliases: Iterable[str],
 ) -> Version:
-    """Store what comes from somewhere, or change what has changed there since; return the version.
+    """Store a version from its origin, or update it with the changes since then; return the version.
 
     Args:
         registry: The registry.
         model_id: The model.
         path: The file or the folder; None if the version exists.
-        origin: Where it comes from.
-        before: The version that comes from there already.
+        origin: The entries of `user_data` that say where it comes from.
+        before: The version that was imported from there before; None for none.
         tags: Its tags; others that the version has stay.
-        metrics: Its metrics, of which those are left out that are not finite; others that the version has stay.
+        metrics: Its metrics, without those that are not finite; others that the version has stay.
         aliases: The aliases that point to it.
     """
     finite = {name: value for name, value in metrics.items() if math.isfinite(value)}

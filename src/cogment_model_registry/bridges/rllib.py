@@ -1,4 +1,4 @@
-"""A callback of Ray RLlib that publishes what an algorithm has learned.
+"""A callback of Ray RLlib that publishes the module of an algorithm while it trains.
 
     config.callbacks(functools.partial(PublishCallback, "grpc://localhost:9002", "walker", every_iterations=10))
 
@@ -33,16 +33,16 @@ DEFAULT_MODULE = "default_policy"
 
 
 class PublishCallback(RLlibCallback):
-    """Publishes a module of an algorithm each so many iterations, from the process of the algorithm.
+    """Publishes a module of an algorithm every few iterations, from the process of the algorithm.
 
     RLlib makes an instance in each of its processes; only that of the algorithm connects.
 
     Args:
         endpoint: The registry, as for `ModelRegistry`.
         model_id: The model, which is created with its first version.
-        every_iterations: After how many iterations the next version comes.
-        module_id: The module, of an algorithm with several.
-        best_alias: If it is given, a version with a better return than all before in this training is archived, and
+        every_iterations: The number of iterations between two versions.
+        module_id: The module to publish, if the algorithm has several.
+        best_alias: If given, a version with a better return than all earlier ones of this training is archived, and
             gets this alias.
         archived: Whether to archive each version; by default it is transient.
         tags: Tags of each version.
@@ -80,7 +80,7 @@ class PublishCallback(RLlibCallback):
         self._stops_on_errors = stops_on_errors
 
     def on_train_result(self, *, algorithm: Any, result: Mapping[str, Any], **_: Any) -> None:
-        """Publish after an iteration, if it has its turn."""
+        """Publish after an iteration, if `every_iterations` have passed."""
         iteration = int(result["training_iteration"])
         if iteration % self._every_iterations == 0:
             try:

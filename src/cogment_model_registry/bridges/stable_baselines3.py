@@ -1,4 +1,4 @@
-"""Callbacks of Stable-Baselines3 that publish the policy while it learns, and what an actor loads it with.
+"""Callbacks of Stable-Baselines3 that publish the policy while it learns, and functions with which actors load it.
 
     model.learn(100_000, callback=PublishCallback(registry, "walker", every_steps=10_000))
 
@@ -26,11 +26,11 @@ LENGTH_METRIC = "episode_length"
 
 ALGORITHM_KEY = "algorithm"
 STEPS_KEY = "steps"
-"""The entries of `user_data` of a version: the class of the trainer, and how many steps it has seen."""
+"""The entries of `user_data` of a version: the class of the trainer, and its number of steps."""
 
 
 class _Publisher(BaseCallback):
-    """What both callbacks do: publish the policy of the trainer.
+    """The common part of both callbacks: publish the policy of the trainer.
 
     Args:
         registry: The client.
@@ -85,15 +85,15 @@ class _Publisher(BaseCallback):
 
 
 class PublishCallback(_Publisher):
-    """Publishes the policy each so many steps, and at the end of the training.
+    """Publishes the policy every few steps, and at the end of the training.
 
     The metrics of a version are the mean return and length of the last episodes, as the trainer logs them, and the
-    numbers that it has logged since its last line, such as ``train/loss``.
+    numbers that it has recorded since its last log line, such as ``train/loss``.
 
     Args:
         registry: The client.
         model_id: The model, which is created with its first version.
-        every_steps: After how many steps of the environments, all together, the next version comes.
+        every_steps: The number of steps, of all environments together, between two versions.
         archived: Whether to archive each version; by default it is transient.
         user_data: Further entries of `user_data`, next to ``algorithm`` and ``steps``.
         tags: Tags of each version.
@@ -154,8 +154,8 @@ class StoreBestCallback(_Publisher):
         registry: The client.
         model_id: The model, which is created with its first version.
         alias: The alias of the best version.
-        every_run: Whether a new best policy of this training also takes the alias from a version with a better
-            return, such as one of an earlier training. By default it does not, and is not stored.
+        every_run: Whether a new best policy of this training gets the alias even if the version with the alias has a
+            better return, such as one of an earlier training. By default, the policy is then not stored.
         user_data: Further entries of `user_data`, next to ``algorithm`` and ``steps``.
         tags: Tags of each version.
         stops_on_errors: Whether an error of the registry ends the training; by default it is logged.
@@ -185,13 +185,13 @@ class StoreBestCallback(_Publisher):
         return True
 
     def _best_so_far(self) -> float:
-        """Return the return of the version that has the alias; none is less than any."""
+        """Return the return of the version that has the alias; minus infinity if there is none."""
         try:
             version = self._registry.describe_version(self._model_id, self._alias)
         except NotFoundError:
             return -math.inf
         except ModelRegistryError as error:
-            # Better to store one too many than to lose the best.
+            # If it is unknown, store the policy: one version too many is better than losing the best one.
             _log.warning("looking up the best policy failed: %s", error)
             return -math.inf
         return version.metrics.get(RETURN_METRIC, -math.inf)
@@ -207,7 +207,7 @@ def load_policy(registry: ModelRegistry, model_id: str, model: Any, version: int
         version: The number of the version, -1 for the latest; or an alias.
 
     Raises:
-        InvalidError: The version does not fit, and nothing has changed.
+        InvalidError: The version does not fit the policy, which has not changed.
         NotFoundError: The model or the version does not exist.
     """
     return torch.load(registry, model_id, version, into=getattr(model, "policy", model))

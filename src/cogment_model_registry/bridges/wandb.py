@@ -2,7 +2,7 @@
 
 A run with ``mode="offline"`` writes its records to a file, `run-ID.wandb`, and the files of artifacts to a staging
 folder, from where ``wandb sync`` would upload them. Nothing here needs an account, or reaches a server. wandb has no
-call that reads such a file, so this module does: it is a log in the format of LevelDB, of messages that wandb defines.
+call that reads such a file, so this module does. It is a log in the format of LevelDB, with messages defined by wandb.
 """
 
 import base64
@@ -33,7 +33,7 @@ DIGEST_KEY = "wandb.digest"
 
 FILE_NAME = "version.bin"
 _FILE_KEY = "cogment.file"
-"""In the metadata of an artifact: which of its files is the whole version."""
+"""The entry in the metadata of an artifact that names the file which is the version."""
 
 _FOLDER = "folder.tar"
 
@@ -41,7 +41,7 @@ _BEGIN = b":W&B" + struct.pack("<HB", 0xBEE1, 0)
 _BLOCK_BYTES = 32 * 1024
 _HEADER = struct.Struct("<IHB")
 _FULL, _FIRST, _MIDDLE, _LAST = 1, 2, 3, 4
-"""The parts of a record in a log of LevelDB: a record may go over several blocks."""
+"""The parts of a record in a log of LevelDB: a record can span several blocks."""
 
 _RECORD_MAX_BYTES = 256 * 1024 * 1024
 _COPY_BYTES = 1024 * 1024
@@ -49,7 +49,7 @@ _COPY_BYTES = 1024 * 1024
 
 @dataclass(slots=True)
 class _Run:
-    """What the records of a run say so far."""
+    """The state of a run after some of its records."""
 
     run_id: str = ""
     project: str = ""
@@ -61,7 +61,7 @@ def import_run(
 ) -> list[Version]:
     """Store the artifacts of an offline run as versions, in the order in which they were logged.
 
-    What was imported already, by its run and its digest, is not stored again.
+    An artifact with the same run and digest is not stored a second time.
 
     Args:
         registry: The client.
@@ -70,17 +70,17 @@ def import_run(
         kind: The type of the artifacts to take; others, such as data sets, are left out. Empty for all.
 
     Returns:
-        The archived versions, with the numbers that the run had logged by then as metrics.
+        The archived versions; their metrics are the numbers that the run had logged before the artifact.
 
     Raises:
-        InvalidError: The folder has no records of a run, or an artifact has something that is not a file here.
+        InvalidError: The folder has no records of a run, or an artifact refers to a file that is not on this machine.
         DataLossError: The records are damaged, or a file in the staging folder is not the one that was logged.
         OSError: A file cannot be read.
         ModelRegistryError: As for `ModelRegistry.store`.
     """
     paths = sorted(Path(os.path.expanduser(run_folder)).glob("run-*.wandb"))
     if not paths:
-        raise InvalidError(f"{quoted(str(run_folder))} has no run-*.wandb, so it is no folder of a run")
+        raise InvalidError(f"{quoted(str(run_folder))} has no run-*.wandb, so it is not the folder of a run")
     run, versions = _Run(), list[Version]()
     with paths[0].open("rb") as file:
         for data in _records(file, paths[0].name):
@@ -135,7 +135,7 @@ def log_version(
 
 
 def _take(record: Any, run: _Run) -> None:
-    """Note what a record says about its run."""
+    """Update the state with a record."""
     kind = record.WhichOneof("record_type")
     if kind == "run":
         run.run_id, run.project = record.run.run_id, record.run.project
@@ -183,11 +183,15 @@ def _gather(artifact: Any, directory: Path) -> None:
             raise InvalidError(message)
         target = Path(os.path.normpath(directory / entry.path))
         if directory not in target.parents:
-            raise InvalidError(f"the artifact {quoted(artifact.name)} has the path {quoted(entry.path)}")
+            raise InvalidError(
+                f"the artifact {quoted(artifact.name)} has the path {quoted(entry.path)}, which is not allowed"
+            )
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(entry.local_path, target)
         if _md5(target) != entry.digest:
-            raise DataLossError(f"{quoted(entry.path)} of the artifact {quoted(artifact.name)} was changed since")
+            raise DataLossError(
+                f"{quoted(entry.path)} of the artifact {quoted(artifact.name)} has changed since it was logged"
+            )
 
 
 def _md5(path: Path) -> str:
@@ -199,14 +203,14 @@ def _md5(path: Path) -> str:
 
 
 def _records(file: BinaryIO, name: str) -> Iterator[bytes]:
-    """Yield the records of a log; what a crash has cut off at its end is left out.
+    """Yield the records of a log, without an incomplete one at its end, which a crash can leave.
 
     Raises:
-        InvalidError: It is no such log.
+        InvalidError: It is not such a log.
         DataLossError: It is damaged.
     """
     if file.read(len(_BEGIN)) != _BEGIN:
-        raise InvalidError(f"{name} is no log of a run, or one of a newer format")
+        raise InvalidError(f"{name} is not the log of a run, or has a newer format")
     parts: list[bytes] = []
     while True:
         left_bytes = _BLOCK_BYTES - file.tell() % _BLOCK_BYTES

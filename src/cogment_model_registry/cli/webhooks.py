@@ -1,4 +1,4 @@
-"""`cogment webhooks`: posts what happens in a registry to HTTP servers."""
+"""`cogment webhooks`: posts events of a registry to HTTP servers."""
 
 import logging
 import os
@@ -17,18 +17,18 @@ from cogment_model_registry.errors import ModelRegistryError, shown
 @click.command(
     "webhooks",
     cls=Command,
-    short_help="Post what happens in a registry to HTTP servers.",
+    short_help="Post events of a registry to HTTP servers.",
     context_settings=HELP_WIDTH,
 )
 @click.option("--config", "path", required=True, metavar="FILE", type=PathType(), help="The hooks, in TOML.")
-@click.option("--check", is_flag=True, help="Only read the configuration, and print the names of the hooks.")
+@click.option("--check", is_flag=True, help="Only check the configuration, and print the names of the hooks.")
 @common_flags
 def webhooks(flags: Flags, path: str, *, check: bool) -> None:
-    """Follow a registry, and post what happens to the HTTP servers of a configuration, until SIGTERM or Ctrl-C.
+    """Watch a registry, and post its events to the HTTP servers in a configuration, until SIGTERM or Ctrl-C.
 
-    Each event is posted to each hook that wants it, signed, in order and at least once: a post that fails is tried
-    again, also by the next process. The position in the news and what waits are in a database next to FILE. One line
-    for each event goes to standard error. --quiet leaves out those of events that were received at once.
+    Each event is posted to each hook that lists its type: signed, in order and at least once. A post that fails is
+    retried, also after a restart. The position in the watch and the waiting posts are in a database next to FILE. Each
+    post writes a line to standard error; --quiet leaves out those that succeeded at the first try.
     """
     try:
         from cogment_model_registry.bridges.webhooks import running  # noqa: PLC0415 # not for --help
@@ -49,7 +49,7 @@ def webhooks(flags: Flags, path: str, *, check: bool) -> None:
     def is_ready() -> None:
         if not said:
             said.append(True)
-            log.info("ready: what happens from now on is posted")
+            log.info("ready: events from now on are posted")
 
     try:
         with flags.connected() as registry:

@@ -1,4 +1,4 @@
-"""The interface of what is uploaded: bytes that can be read in blocks, from any position on, more than once."""
+"""The interface of bytes to upload: they can be read in blocks, from any position, and repeatedly."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
@@ -11,10 +11,10 @@ class Source(ABC):
     """Bytes to upload; to be closed.
 
     Attributes:
-        size_bytes: How many.
-        sealed: The sealed memory in which they are, if any.
-        is_fixed: Whether nobody can change them.
-        marks: What `user_data` says about what they are.
+        size_bytes: The number of bytes.
+        sealed: The sealed memory that has them, or None.
+        is_fixed: Whether they cannot change.
+        marks: The entries that are added to `user_data`, such as the format.
     """
 
     size_bytes: int
@@ -32,4 +32,4 @@ class Source(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """Close what was opened for it; the position of the caller's open file does not change."""
+        """Close the files that were opened; the position of the caller's open file does not change."""

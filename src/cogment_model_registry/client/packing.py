@@ -1,8 +1,8 @@
-"""A folder as bytes to upload: a tar archive that is the same wherever, whenever and by whomever it is packed.
+"""A folder as bytes to upload: a tar archive that is the same on every machine, for every user and at every time.
 
-It has each folder before what is in it, in the order of the bytes of the names, in the PAX format, without times and
-owners; of the permissions only whether a file is executable. It is never in memory as a whole: the headers are, and
-the files are read when their bytes are wanted, by each reader anew.
+It is in the PAX format. Each folder precedes its entries, which are sorted by the bytes of their names. It has no times
+and owners, and of the permissions only whether a file is executable. Only the headers are in memory; the files are read
+when their bytes are needed, by each reader again.
 """
 
 import itertools
@@ -23,17 +23,17 @@ _END = bytes(2 * tarfile.BLOCKSIZE)
 _BINARY: int = getattr(os, "O_BINARY", 0)
 _NO_FOLLOW: int = getattr(os, "O_NOFOLLOW", 0)
 _NONBLOCK: int = getattr(os, "O_NONBLOCK", 0)
-"""The flag that waits for no writer, should a named pipe have taken the place of a file."""
+"""The flag that does not wait for a writer, in case a named pipe has replaced a file."""
 
 
 @dataclass(frozen=True, slots=True)
 class Folder:
-    """A folder to publish or store as one version, where its path alone does not say enough.
+    """A folder to publish or store as one version, with options that a path does not have.
 
     Attributes:
         path: The folder.
-        links_within: The folder into which symbolic links to files may lead; None for the folder itself. They are
-            packed as the files that they lead to.
+        links_within: The folder that contains the targets of symbolic links to files; None for the folder itself. Links
+            are packed as the files that they point to.
     """
 
     path: str | os.PathLike[str]
@@ -45,10 +45,10 @@ class _Entry:
     """A file or a folder in the archive.
 
     Attributes:
-        header: Its header, with what PAX adds.
+        header: Its header, with the extension of PAX.
         path: The file; empty for a folder.
         size_bytes: The size of the file.
-        identity: Which file it is, for the system.
+        identity: The device and inode of the file, or what the system has in their place.
     """
 
     header: bytes
@@ -64,7 +64,7 @@ class PackedFolder(Source):
         folder: The folder.
 
     Raises:
-        InvalidError: The folder has something that no version has: see `docs/client.md`.
+        InvalidError: The folder has an entry that cannot be packed: see `docs/client.md`.
         OSError: It cannot be read.
     """
 
@@ -82,7 +82,7 @@ class PackedFolder(Source):
         waiting: list[memoryview | bytes] = []
         waiting_bytes = 0
         for piece in self._pieces(size_bytes, start):
-            # Many small files would make many small blocks.
+            # Join small files into one block.
             if waiting_bytes + len(piece) > size_bytes:
                 yield waiting[0] if len(waiting) == 1 else b"".join(waiting)
                 waiting, waiting_bytes = [], 0
@@ -108,7 +108,7 @@ class PackedFolder(Source):
         """Do nothing: there is no open file."""
 
     def close(self) -> None:
-        """Do nothing: whoever reads a file closes it."""
+        """Do nothing: the reader of a file closes it."""
 
 
 def _cut(data: bytes, size_bytes: int, start: int) -> Iterator[memoryview]:
@@ -134,7 +134,7 @@ def _opened(entry: _Entry) -> IO[bytes]:
     """Return the file that was listed, opened.
 
     Raises:
-        InvalidError: It is another one by now, or has another size.
+        InvalidError: Another file has replaced it, or its size has changed.
     """
     try:
         descriptor = os.open(entry.path, os.O_RDONLY | _BINARY | _NO_FOLLOW | _NONBLOCK)
@@ -153,7 +153,7 @@ def _changed(entry: _Entry) -> InvalidError:
 
 
 def _padding_bytes(size_bytes: int) -> int:
-    """Return how many zeros follow so many bytes."""
+    """Return the number of zeros that pad a size to full blocks."""
     return -size_bytes % tarfile.BLOCKSIZE
 
 
@@ -167,7 +167,7 @@ def header_of(path: str, size_bytes: int, *, is_folder: bool, is_executable: boo
 
 
 def _entries(root: bytes, within: bytes) -> Iterator[_Entry]:
-    """Yield what is below a folder, in order."""
+    """Yield the entries below a folder, in order."""
     names = PathNames()
     # Paths are bytes, since Linux has no other names; so the locale changes nothing.
     waiting = _children(root, b"")
@@ -182,7 +182,7 @@ def _entries(root: bytes, within: bytes) -> Iterator[_Entry]:
             yield _Entry(header_of(text, 0, is_folder=True, is_executable=False))
             waiting += _children(root, name)
             continue
-        # Windows has no such permission, and Python makes it up from the name.
+        # Windows has no such permission, and Python derives one from the name.
         is_executable = os.name != "nt" and bool(status.st_mode & stat.S_IXUSR)
         header = header_of(text, status.st_size, is_folder=False, is_executable=is_executable)
         yield _Entry(header, path, status.st_size, (status.st_dev, status.st_ino))
@@ -203,10 +203,10 @@ def _text_of(name: bytes) -> str:
 
 
 def _resolved(path: bytes, text: str, within: bytes) -> tuple[os.stat_result, bytes]:
-    """Return the status and the path of a file or a folder; a link stands for the file that it leads to.
+    """Return the status and the path of a file or a folder; for a link, of the file that it points to.
 
     Raises:
-        InvalidError: It is something else, or the link leads elsewhere.
+        InvalidError: It is of another kind, or the link points to something else.
     """
     status = os.lstat(path)
     if stat.S_ISLNK(status.st_mode):
@@ -214,14 +214,14 @@ def _resolved(path: bytes, text: str, within: bytes) -> tuple[os.stat_result, by
             path = os.path.realpath(path, strict=True)
             status = os.stat(path)
         except OSError:
-            raise InvalidError(f"{quoted(text)} is a link that leads nowhere; remove it") from None
+            raise InvalidError(f"{quoted(text)} is a broken link; remove it") from None
         if os.path.commonpath([within, path]) != within:
             raise InvalidError(f"{quoted(text)} is a link to something outside of the folder; copy it into the folder")
         if not stat.S_ISREG(status.st_mode):
             raise InvalidError(
-                f"{quoted(text)} is a link to something that is not a file; only links to files are read"
+                f"{quoted(text)} is a link to something that is not a file; only links to files can be packed"
             )
     is_junction = getattr(status, "st_reparse_tag", 0) == getattr(stat, "IO_REPARSE_TAG_MOUNT_POINT", -1)
     if is_junction or not (stat.S_ISDIR(status.st_mode) or stat.S_ISREG(status.st_mode)):
-        raise InvalidError(f"{quoted(text)} is neither a file nor a folder, so a version cannot have it; remove it")
+        raise InvalidError(f"{quoted(text)} is neither a file nor a folder, so it cannot be packed; remove it")
     return status, path

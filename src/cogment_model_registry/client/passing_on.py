@@ -1,4 +1,4 @@
-"""Versions that are passed on to others while they come, without being kept: what a gateway needs of the client."""
+"""Pass versions on while they arrive, without keeping them: the calls of the client that a gateway needs."""
 
 import asyncio
 import os
@@ -22,7 +22,7 @@ from cogment_model_registry.records.versions import VersionInfo
 from cogment_model_registry.wire import lifecycle, watching
 
 _LONGEST_SECONDS = 7 * 86_400.0
-"""How long a stream may take; those at both ends of it decide when it takes too long."""
+"""The longest time for a stream; in practice, the two ends of the stream decide when it takes too long."""
 
 _CHUNKS_MAX = 2
 """How many chunks of an upload wait to be sent."""
@@ -46,7 +46,7 @@ class PassingOn:
         return await self._local.retrieve(info, os.dup, transfer_deadline(info.data_size_bytes))
 
     async def receive(self, info: VersionInfo, part: range) -> AsyncGenerator[memoryview, None]:
-        """Yield some bytes of a version as they come.
+        """Yield some bytes of a version as they arrive.
 
         Args:
             info: The version.
@@ -54,7 +54,7 @@ class PassingOn:
 
         Raises:
             NotFoundError: It does not exist any more.
-            PreconditionError: Another version has its number now.
+            PreconditionError: The number now belongs to another version.
         """
         subject = Subject(f"reading version {info.number} of model {quoted(info.model_id)}", info.model_id, info.number)
         request = lifecycle.read_request(info.model_id, info.number, part.start, len(part), info.data_hash)
@@ -69,7 +69,7 @@ class PassingOn:
     async def watch(
         self, model_ids: Sequence[str], token: str, *, every: bool, accepted: str, consumers: bool
     ) -> AsyncGenerator[tuple[str, Event | Consumer], None]:
-        """Yield the news of some models, or of all, each with the token that resumes after it."""
+        """Yield the events of some models, or of all, each with the token that resumes after it."""
         request = watching.watch_request(model_ids, token, every=every, accepted=accepted, consumers=consumers)
         path = method_path("Watch", lifecycle.SERVICE_NAME)
         subject = Subject("watching", model_ids[0] if len(model_ids) == 1 else None)
@@ -80,11 +80,11 @@ class PassingOn:
                     yield reply.token, reply.event
 
     async def upload(self, header: UploadHeader, parts: Callable[[], AsyncIterator[bytes]]) -> VersionInfo:
-        """Upload a version whose bytes come in parts; no more of them are taken than the server takes.
+        """Upload a version whose bytes arrive in parts; they are received only as fast as the server accepts them.
 
         Args:
             header: The declaration of the version.
-            parts: Returns all bytes, once the server wants any.
+            parts: Returns an iterator over all bytes; called when the server needs the first ones.
 
         Raises:
             InvalidError: There are fewer bytes, or more, than declared.
@@ -107,10 +107,10 @@ class PassingOn:
 
 
 class _Body(Source):
-    """Bytes that come once, from an event loop, for the thread of gRPC that sends them.
+    """Bytes that an event loop provides once, for the thread of gRPC that sends them.
 
     Args:
-        size_bytes: How many.
+        size_bytes: The number of bytes.
     """
 
     def __init__(self, size_bytes: int) -> None:
@@ -123,7 +123,7 @@ class _Body(Source):
         self._chunks: SimpleQueue[bytes | BaseException | None] = SimpleQueue()
 
     async def feed(self, parts: Callable[[], AsyncIterator[bytes]]) -> None:
-        """Pass on bytes from when they are wanted on; those before the wanted position are dropped."""
+        """Wait until bytes are requested, then pass them on; those before the requested position are dropped."""
         await self._wanted.wait()
         try:
             await self._feed(parts)
@@ -159,7 +159,7 @@ class _Body(Source):
             raise chunk
 
     def _tell(self, action: Callable[[], object]) -> None:
-        with suppress(RuntimeError):  # the loop may be gone
+        with suppress(RuntimeError):  # the loop may be closed
             self._loop.call_soon_threadsafe(action)
 
     def finish(self) -> None:
@@ -171,4 +171,4 @@ class _Body(Source):
 
 
 class _EndedError(ModelRegistryError):
-    """Nobody waits for the upload any more."""
+    """The upload has ended, so nobody needs the bytes."""

@@ -1,9 +1,9 @@
-"""A version that is a folder, unpacked: whole and durable, or not at all.
+"""Unpacks a version that is a folder: completely and durably, or not at all.
 
-Everybody may have published it, so nothing in the archive is trusted. Only what `packing` writes is read: files and
-folders in ustar headers, with the path and the size that PAX adds. Their paths obey the rule of `records.folders`, so
-none leads out of the folder, and there are no links and devices that could. `tarfile` decodes single headers, and does
-not read the archive: its own reader takes as much memory as an archive says, and knows formats that are not needed.
+Anybody may have published it, so nothing in the archive is trusted. Only what `packing` writes is accepted: files and
+folders in ustar headers, with the path and the size that PAX adds. Paths follow the rules of `records.folders`, and
+links and devices are refused, so nothing is written outside of the folder. `tarfile` only decodes single headers; its
+reader of archives would use as much memory as an archive declares, and accept formats that are not needed.
 """
 
 import errno
@@ -24,10 +24,10 @@ from cogment_model_registry.system.paths import expanded
 _BLOCK_BYTES = 1024 * 1024
 
 _PAX_MAX_BYTES = 16 * 1024
-"""How much PAX may add to a header: a path and a size take far less."""
+"""The largest extension of a header by PAX; a path and a size need far less."""
 
 _NAME_MAX_CHARACTERS = 40
-"""How much of the folder's name a temporary name repeats: in any script, that fits the 255 bytes of a name."""
+"""How many characters of the folder's name a temporary name has; in any script they fit into 255 bytes."""
 
 _SEPARATORS = tuple(filter(None, (os.sep, os.altsep)))
 
@@ -38,7 +38,7 @@ _DIRECTORY: int | None = getattr(os, "O_DIRECTORY", None)
 
 
 def check_folder(info: VersionInfo) -> None:
-    """Check that a version is a folder, as whoever created it says.
+    """Check that a version is marked as a folder in its `user_data`.
 
     Raises:
         InvalidError: It is not.
@@ -49,14 +49,14 @@ def check_folder(info: VersionInfo) -> None:
 
 
 def is_path_of_folder(path: str, unpack: bool | None) -> bool:
-    """Return whether a version is unpacked to a path; by default if the path can be that of a folder alone."""
+    """Return whether a version is unpacked to a path; by default if the path can only be that of a folder."""
     if unpack is None:
         return path.endswith(_SEPARATORS) or os.path.isdir(expanded(path))
     return unpack
 
 
 class NewFolder:
-    """A folder that does not exist yet, or is empty: unpacked next to its place, and renamed.
+    """A target folder that does not exist yet, or is empty: a version is unpacked next to it, and renamed.
 
     Close it in any case: one thread may unpack while another one closes it.
 
@@ -77,17 +77,17 @@ class NewFolder:
         self._is_closed = False
 
     def check(self) -> None:
-        """Check that nothing is in its place.
+        """Check that the target can be created.
 
         Raises:
-            OSError: A file is, or a folder that is not empty.
+            OSError: It is a file, or a folder that is not empty.
         """
         try:
             with os.scandir(self._path) as found:
                 if next(found, None) is not None:
                     raise FileExistsError(errno.ENOTEMPTY, "the folder is not empty", self._shown)
         except NotADirectoryError:
-            raise FileExistsError(errno.EEXIST, "it exists, and is not a folder", self._shown) from None
+            raise FileExistsError(errno.EEXIST, "the path exists, and is not a folder", self._shown) from None
         except FileNotFoundError:
             pass
 
@@ -95,8 +95,8 @@ class NewFolder:
         """Unpack the archive of a version, whose hash was checked; the folder is durable on return.
 
         Raises:
-            InvalidError: The archive is malformed, or has something that no folder may have.
-            OSError: It cannot be written, or something took its place in the meantime.
+            InvalidError: The archive is malformed, or has an entry that is not allowed.
+            OSError: The folder cannot be written, or something else was created at its path in the meantime.
         """
         with self._lock:
             os.mkdir(self._temporary)
@@ -148,7 +148,7 @@ class NewFolder:
             os.fsync(file.fileno())
 
     def close(self) -> None:
-        """Block until no thread unpacks: the caller may be cancelled, and a thread stops after a block."""
+        """Block until no thread unpacks; a thread of a cancelled caller stops after its current block."""
         self._is_closed = True
         with self._lock:
             pass
@@ -159,11 +159,11 @@ class _Member:
     """A file or a folder in an archive.
 
     Attributes:
-        path: Its path, as the archive has it.
+        path: Its path in the archive.
         is_folder: Whether it is a folder.
         is_executable: Whether it is a file that can be executed.
         start: The position of its bytes.
-        size_bytes: How many they are.
+        size_bytes: The number of its bytes.
     """
 
     path: str
@@ -174,7 +174,7 @@ class _Member:
 
 
 def _members(archive: IO[bytes], size_bytes: int) -> Iterator[_Member]:
-    """Yield what is in an archive, up to the block of zeros at its end."""
+    """Yield the entries of an archive, up to the block of zeros at its end."""
     position = 0
     added: dict[str, str] = {}
     while (info := _header(archive, position, size_bytes)) is not None:
@@ -189,7 +189,7 @@ def _members(archive: IO[bytes], size_bytes: int) -> Iterator[_Member]:
         path = added.get("path", info.name)
         added = {}
         if not 0 <= length <= size_bytes - position or (length and info.isdir()):
-            raise InvalidError(f"{quoted(path)} has {length} bytes, which the version has not")
+            raise InvalidError(f"{quoted(path)} has {length} bytes, more than are left in the version")
         path = path.removesuffix("/") if info.isdir() else path
         yield _Member(path, info.isdir(), bool(info.mode & 0o100), position, length)
         position += _padded_bytes(length)
@@ -203,13 +203,13 @@ def _header(archive: IO[bytes], position: int, size_bytes: int) -> tarfile.TarIn
     try:
         return tarfile.TarInfo.frombuf(block, "utf-8", "strict")
     except (tarfile.HeaderError, ValueError) as error:
-        raise InvalidError(f"it is no tar archive: {error}") from None
+        raise InvalidError(f"it is not a tar archive: {error}") from None
 
 
 def _added(archive: IO[bytes], position: int, length: int, size_bytes: int) -> dict[str, str]:
-    """Return what PAX adds to the next header: lines of their length, a name and a value."""
+    """Return the extension of the next header by PAX: lines of their length, a name and a value."""
     if not 0 < length <= _PAX_MAX_BYTES:
-        raise InvalidError(f"a header has {length} more bytes, which is not allowed")
+        raise InvalidError(f"the extension of a header has {length} bytes, which is too many")
     rest, added = _read(archive, position, length, size_bytes), dict[str, str]()
     while rest:
         digits, _, _ = rest.partition(b" ")
@@ -223,17 +223,17 @@ def _added(archive: IO[bytes], position: int, length: int, size_bytes: int) -> d
         try:
             added[name.decode()] = value.decode()
         except UnicodeDecodeError:
-            raise InvalidError("a header has a text that is not UTF-8") from None
+            raise InvalidError("a field of a header is not UTF-8") from None
         rest = rest[end:]
     return added
 
 
 def _whole(digits: str | None, otherwise: int) -> int:
-    """Return a number of a header; another one if there are no digits."""
+    """Return a number of a header; the default if there are no digits."""
     if digits is None:
         return otherwise
     if not (digits.isascii() and digits.isdecimal() and len(digits) < 20):
-        raise InvalidError(f"a header has {quoted(digits)} in place of a number")
+        raise InvalidError(f"a header has {quoted(digits)} where a number is expected")
     return int(digits)
 
 
@@ -241,7 +241,7 @@ def _read(archive: IO[bytes], position: int, length: int, size_bytes: int) -> by
     archive.seek(position)
     block = archive.read(length)
     if position + length > size_bytes or len(block) < length:
-        raise InvalidError("it ends without the mark at its end")
+        raise InvalidError("it ends without the block of zeros that marks the end")
     return block
 
 

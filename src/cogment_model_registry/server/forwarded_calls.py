@@ -1,7 +1,7 @@
-"""Calls that the process which serves HTTP makes for its callers, over a UNIX socket of its own.
+"""Calls that the HTTP process makes for its callers, over a UNIX socket of its own.
 
-They are answered by the handlers of all other calls. Only the address of the caller is another one: that of whoever
-asked over HTTP, so that access, limits, the log and the audit log are about them.
+The handlers are those of all other calls. Only the address differs: it is that of the HTTP client, so that access
+control, limits, the log and the audit log apply to the client.
 """
 
 import asyncio
@@ -25,7 +25,7 @@ _SUFFIX = ".http"
 
 
 class _Forwarded:
-    """A call for somebody else, whose address came along."""
+    """A forwarded call, with the address of the original caller."""
 
     def __init__(self, context: Context) -> None:
         self._context = context
@@ -55,10 +55,10 @@ class _Forwarded:
 
 
 class ForwardedHandlers(grpc.GenericRpcHandler):
-    """The handlers of a service, for calls that are made for others.
+    """The handlers of a service, for forwarded calls.
 
     Args:
-        handlers: The same for all other calls.
+        handlers: The handlers for all other calls.
     """
 
     def __init__(self, handlers: grpc.GenericRpcHandler) -> None:
@@ -79,7 +79,7 @@ class ForwardedHandlers(grpc.GenericRpcHandler):
 
 
 def _forwarded(behaviour: Callable[..., Any]) -> Callable[..., Any]:
-    # gRPC looks whether it is a coroutine function.
+    # gRPC checks whether it is a coroutine function.
     async def behave(request: object, context: Context) -> Any:
         return await behaviour(request, _Forwarded(context))
 
@@ -87,7 +87,7 @@ def _forwarded(behaviour: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def own_handlers(handlers: Handlers, metrics: CollectorRegistry) -> grpc.GenericRpcHandler:
-    """Return the handlers of what only this socket has."""
+    """Return the handlers of the calls that only this socket has."""
 
     async def read(_request: object, _call: Call) -> bytes:
         return await asyncio.to_thread(generate_latest, metrics)
@@ -110,10 +110,10 @@ def own_handlers(handlers: Handlers, metrics: CollectorRegistry) -> grpc.Generic
 def socket_path() -> Iterator[str]:
     """Return a context manager with the path of a new socket, in a directory that no other user can enter.
 
-    What servers left that were killed is removed.
+    Sockets of servers that were killed are removed.
 
     Raises:
-        StartError: There is no such directory.
+        StartError: No directory for the socket is available.
     """
     try:
         directory = own_directory()
@@ -131,7 +131,7 @@ def socket_path() -> Iterator[str]:
 
 
 def _remove_if_dead(path: str) -> None:
-    """Remove a socket at which nobody listens, if its server is gone; a server that starts does not listen at once."""
+    """Remove a socket without a listener if its server is gone; a starting server does not listen at once."""
     process = os.path.basename(path).partition("-")[0]
     try:
         os.kill(int(process), 0)
@@ -153,7 +153,7 @@ def listen(server: grpc.aio.Server, path: str) -> None:
     """Let a gRPC server listen at a path.
 
     Raises:
-        StartError: It is not available.
+        StartError: The path is not available.
     """
     try:
         server.add_insecure_port(f"unix:{path}")

@@ -1,8 +1,9 @@
 """The process that serves HTTP: started with the server, started again when it dies, and ended with the server.
 
-It has no rights of its own: it makes calls for its callers, with their tokens. The server listens for it, so that the
-port stays the same, and connections wait, while it is started again. It is told what to do by lines on its standard
-input, whose end ends it, also when the server is killed; and what it logs comes as lines on its standard output.
+It has no rights of its own: it makes calls for its callers, with their tokens. The server owns the listening sockets,
+so that the port stays the same and connections wait while the process is started again. The process reads commands as
+lines from its standard input, and stops at its end, also when the server is killed. It writes its log as lines to its
+standard output.
 """
 
 import asyncio
@@ -26,13 +27,13 @@ from cogment_model_registry.settings.web import RENEW, WebOptions
 _log = structlog.stdlib.get_logger(__name__)
 
 _MODULES = ("h11", "jinja2", "starlette", "uvicorn")
-"""What the extra `web` installs."""
+"""The packages of the extra `web`."""
 
 _PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.5, 30.0
-"""How long to wait before it is started again: twice as long each time, unless it had run for the longest pause."""
+"""The pause before a restart: it doubles each time, unless the process had run for the longest pause."""
 
 _KILL_SECONDS = 3.0
-"""How much longer than its grace it may take to end."""
+"""How much longer than its grace period it may take to stop."""
 
 _LINE_MAX_BYTES = 256 * 1024
 _BACKLOG = 512
@@ -44,7 +45,7 @@ class WebProcess:
 
     Args:
         settings: The settings of the server.
-        socket_path: Where it makes its calls.
+        socket_path: The UNIX socket for its calls.
 
     Attributes:
         port: The TCP port that it serves on.
@@ -87,7 +88,9 @@ class WebProcess:
                 return
             if now() - began >= _LONGEST_PAUSE_SECONDS:
                 pause_seconds = _PAUSE_SECONDS
-            _log.error("the process that serves HTTP ended; it is started again", reason=reason, seconds=pause_seconds)
+            _log.error(
+                "the process that serves HTTP ended unexpectedly; restarting it", reason=reason, seconds=pause_seconds
+            )
             await asyncio.sleep(pause_seconds)
             pause_seconds = min(2 * pause_seconds, _LONGEST_PAUSE_SECONDS)
 
@@ -98,7 +101,7 @@ class WebProcess:
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
             pass_fds=self._options.descriptors,
-            start_new_session=True,  # Ctrl-C is for the server, which ends it
+            start_new_session=True,  # Ctrl-C is for the server, which stops it
             limit=_LINE_MAX_BYTES,
         )
         self._process = process
@@ -119,14 +122,14 @@ class WebProcess:
                 self._process.stdin.write(f"{line}\n".encode())
 
     def renew(self) -> None:
-        """Let it read the files of its certificate again."""
+        """Let it reload its certificate."""
         self._tell(RENEW)
 
     async def stop(self, running: "asyncio.Task[None]", grace_seconds: float) -> None:
-        """Accept no more connections, and give it the time to answer what it is doing.
+        """Accept no more connections, and let it finish requests in progress.
 
         Args:
-            running: The task of `run`, which has ended afterwards.
+            running: The task of `run`; it has ended on return.
             grace_seconds: How long that may take.
         """
         self._stopping.set()
@@ -146,11 +149,11 @@ class WebProcess:
 
 
 class Web:
-    """HTTP: the process that serves it, and the gRPC server that takes its calls.
+    """HTTP: the process that serves it, and the gRPC server that answers its calls.
 
     Args:
         settings: The settings of the server.
-        socket_path: Where calls are made.
+        socket_path: The UNIX socket for its calls.
         calls: The gRPC server, which does not listen yet.
 
     Attributes:
@@ -172,31 +175,31 @@ class Web:
             raise
 
     async def start(self) -> None:
-        """Begin to serve."""
+        """Start serving."""
         await self._calls.start()
         self._running = asyncio.create_task(self._process.run())
 
     async def stop(self, grace_seconds: float) -> None:
-        """Stop serving, with some grace for what is under way."""
+        """Stop serving, with a grace period for requests in progress."""
         if self._running is not None:
             await self._process.stop(self._running, grace_seconds)
         await self._calls.stop(0)
 
     def renew(self) -> None:
-        """Take a renewed certificate."""
+        """Load a renewed certificate."""
         self._process.renew()
 
     def close(self) -> None:
-        """Close what was not stopped."""
+        """Close everything that was not stopped."""
         self._process.close()
 
 
 async def _pass_on(lines: asyncio.StreamReader) -> None:
-    """Log what a process logs, until it ends."""
+    """Log the lines of the process until it ends."""
     while True:
         try:
             line = await lines.readline()
-        except ValueError:  # a longer one, of which a part was dropped
+        except ValueError:  # a longer line, of which a part was dropped
             continue
         if not line:
             return
@@ -209,10 +212,10 @@ async def _pass_on(lines: asyncio.StreamReader) -> None:
 
 
 def _listening(host: str, port: int) -> Sequence[socket.socket]:
-    """Return sockets that listen, on the same port of each address of a host.
+    """Return listening sockets, on the same port of each address of a host.
 
     Raises:
-        StartError: It is not available.
+        StartError: The port is not available.
     """
     listening: list[socket.socket] = []
     try:

@@ -1,5 +1,5 @@
-"""HTTP: the pages, /api/v1, and what monitoring asks. It runs in a process of its own.
+"""HTTP: the pages, /api/v1, health and metrics. It runs in its own process.
 
-A request becomes calls of the registry, over a UNIX socket of the server and with the token of whoever asks; what they
-may do, and how much, is decided there. So nothing here can hold up gRPC, and nothing here has rights of its own.
+A request becomes calls to the server over a UNIX socket, with the token of the caller; the server checks rights and
+limits. So nothing here can block gRPC, and nothing here has rights of its own.
 """

@@ -1,4 +1,4 @@
-"""The process that serves HTTP. The server starts it; it reads its options, and what to do, from standard input."""
+"""The process that serves HTTP. The server starts it; it reads its options and commands from standard input."""
 
 import asyncio
 import json
@@ -22,11 +22,11 @@ _log = logging.getLogger("http")
 
 
 _UNFINISHED = "ASGI callable returned without completing response."
-"""What uvicorn says of answers whose client is gone, or whose bytes are."""
+"""What uvicorn logs if the client, or the source of the bytes, ends in the middle of an answer."""
 
 
 class _Lines(logging.Handler):
-    """Writes each entry of the log as a line of JSON, for the server to log."""
+    """Writes each log record as a line of JSON, which the server logs."""
 
     def emit(self, record: logging.LogRecord) -> None:
         if record.getMessage() == _UNFINISHED:
@@ -50,7 +50,7 @@ async def _serve(options: WebOptions) -> None:
 
 
 async def _obey(server: uvicorn.Server, encryption: Encryption | None) -> None:
-    """Do what lines on standard input say, until its end, which ends the server."""
+    """Execute the commands on standard input; its end stops the process."""
     reader = asyncio.StreamReader()
     transport, _ = await asyncio.get_running_loop().connect_read_pipe(
         lambda: asyncio.StreamReaderProtocol(reader), sys.stdin
@@ -83,13 +83,13 @@ def main() -> None:
         allow_descriptors()
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(_serve(WebOptions.decoded(line)))
-    # Everything is closed; to take Python and gRPC apart would take most of the time of a stop.
+    # Everything is closed; the shutdown of Python and gRPC would take most of the time of a stop.
     sys.stdout.flush()
     os._exit(0)
 
 
 def _first_line() -> str:
-    """Return the first line of standard input; no more of it is read."""
+    """Return the first line of standard input, without reading further."""
     line = bytearray()
     while (byte := os.read(0, 1)) not in (b"", b"\n"):
         line += byte

@@ -1,4 +1,4 @@
-"""The routes of HTTP, and what each request passes on its way."""
+"""The routes of HTTP, and the layers around them."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -23,10 +23,10 @@ from cogment_model_registry.web.templates import wants_page
 
 
 def new_app(options: WebOptions) -> Starlette:
-    """Return what answers requests.
+    """Return the ASGI application.
 
     Args:
-        options: What the server wants.
+        options: The options from the server.
     """
     state = State(options, Registry(options.socket_path))
     feeds = pages.install(state)
@@ -77,7 +77,7 @@ _Answer = Callable[[Request, Exception], Awaitable[Response]]
 
 
 def _answered(answer: _Answer) -> _Answer:
-    """Return what answers an error, in a page where a browser asks for one."""
+    """Return a handler of errors, which answers browsers with a page."""
 
     async def answer_fitting(request: Request, error: Exception) -> Response:
         response = await answer(request, error)
@@ -98,5 +98,5 @@ def _answered(answer: _Answer) -> _Answer:
 
 
 async def _on_failure(_request: Request, _error: Exception) -> Response:
-    """Answer a request that failed unexpectedly, which uvicorn logs."""
+    """Answer a request that failed unexpectedly; uvicorn logs the error."""
     return errors.problem(HTTPStatus.INTERNAL_SERVER_ERROR, "the server failed; its log says why")

@@ -1,4 +1,4 @@
-"""Whether a client is still there, while an answer is sent that takes its time."""
+"""Whether a client is still connected while a long answer is sent."""
 
 import asyncio
 from collections.abc import Coroutine
@@ -40,10 +40,10 @@ async def while_connected(receive: Receive, work: Coroutine[Any, Any, _T]) -> _T
 
 
 class Connected:
-    """A context manager that knows whether the client is there; true while it is.
+    """A context manager that is true while the client is connected.
 
     Args:
-        receive: What tells of its end, with the rest of the request before.
+        receive: Receives the rest of the request, and then the disconnect.
     """
 
     def __init__(self, receive: Receive) -> None:
@@ -54,7 +54,7 @@ class Connected:
 
     @property
     def end(self) -> "asyncio.Future[None]":
-        """Done when the client is gone."""
+        """Done when the client has disconnected."""
         return self._watching
 
     async def __aenter__(self) -> "Self":

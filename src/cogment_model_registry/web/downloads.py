@@ -1,4 +1,4 @@
-"""The bytes of versions: whole or in part, from a descriptor of the server where there is one."""
+"""The bytes of versions: whole or in part, from a file descriptor of the server if it gives one."""
 
 import asyncio
 import os
@@ -25,10 +25,10 @@ from cogment_model_registry.web.sending import SendDescriptor, sender_of
 from cogment_model_registry.web.state import registry_of
 
 _CHUNK_BYTES = 256 * 1024
-"""How many bytes wait for a client at most, next to what the system takes."""
+"""How many bytes wait for a client at most, in addition to the buffers of the system."""
 
 _ATTEMPTS = 3
-"""How often a version is looked up that is replaced before its bytes can be read."""
+"""How often a version is looked up again if it is replaced before its bytes can be read."""
 
 
 async def by_version(request: Request) -> Response:
@@ -40,7 +40,7 @@ async def by_alias(request: Request) -> Response:
     """Answer with the bytes of the version that an alias points to."""
     alias = request.path_params["alias"]
     if isinstance(key_of(alias), int):
-        raise NotFoundError(f"{alias} is no alias", model_id=request.path_params["model"])
+        raise NotFoundError(f"{alias} is not the name of an alias", model_id=request.path_params["model"])
     return await _download(request, alias)
 
 
@@ -89,14 +89,14 @@ def _headers(version: Version, wanted: Wanted) -> dict[str, str]:
 
 
 def disposition_of(info: VersionInfo) -> str:
-    """Return the header that lets a browser save a version, and under which name (RFC 6266)."""
+    """Return the header that makes a browser save a version, with the name of the file (RFC 6266)."""
     name = f"{info.model_id}-{info.number}.bin"
     plain = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode()
     return f"attachment; filename=\"{plain}\"; filename*=UTF-8''{quote(name, safe='')}"
 
 
 class _Download(Response):
-    """An answer with bytes that are sent as the client takes them."""
+    """An answer whose bytes are sent as fast as the client receives them."""
 
     def __init__(self, wanted: Wanted, headers: Mapping[str, str]) -> None:
         super().__init__(None, wanted.status, headers)
@@ -106,11 +106,11 @@ class _Download(Response):
         raise NotImplementedError
 
     async def aclose(self) -> None:
-        """Close where the bytes come from."""
+        """Close the source of the bytes."""
         raise NotImplementedError
 
     async def send_file(self, _sender: SendDescriptor) -> bool:
-        """Send the bytes from a file, if they are in one; return whether they were."""
+        """Send the bytes from a file, if they are in one; return whether they are."""
         return False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -127,7 +127,7 @@ class _Download(Response):
                     await send({"type": "http.response.body", "body": chunk, "more_body": True})
                 await send({"type": "http.response.body", "body": b""})
         except ConnectionError:
-            pass  # the client is gone, and nobody else minds
+            pass  # the client is gone; nothing else is affected
         finally:
             await self.aclose()
 
@@ -177,7 +177,7 @@ class _FromStream(_Download):
     async def begun(
         cls, passing_on: PassingOn, info: VersionInfo, wanted: Wanted, headers: Mapping[str, str]
     ) -> "_FromStream":
-        """Return the answer once its first bytes are there: until then it can be another answer.
+        """Return the answer when its first bytes have arrived; until then an error can be answered.
 
         Raises:
             NotFoundError: The version does not exist any more.

@@ -1,4 +1,4 @@
-"""What errors are over HTTP: one table of statuses, and one form, `application/problem+json` (RFC 9457)."""
+"""Errors over HTTP: one table of statuses, and one format, `application/problem+json` (RFC 9457)."""
 
 from collections.abc import Mapping
 from http import HTTPStatus
@@ -26,7 +26,7 @@ STATUS_BY_ERROR: Mapping[type[errors.ModelRegistryError], HTTPStatus] = {
     errors.ClosedError: HTTPStatus.SERVICE_UNAVAILABLE,
     errors.SettingError: HTTPStatus.BAD_REQUEST,
 }
-"""By the class of an error, the nearest one first, its status. Anything else is 500."""
+"""The status for each class of errors; the most specific class counts. All others are 500."""
 
 CONTENT_TYPE = "application/problem+json"
 
@@ -40,7 +40,7 @@ class RefusedError(Exception):
 
     Args:
         status: The status.
-        detail: One line for people: what is wrong, and what to do.
+        detail: One line: what is wrong, and what to do.
         headers: Headers of the answer.
     """
 
@@ -58,11 +58,11 @@ def status_of(error: errors.ModelRegistryError) -> HTTPStatus:
 
 
 def problem(status: HTTPStatus, detail: str, headers: Mapping[str, str] | None = None, **members: Any) -> Response:
-    """Return an answer in the form of all errors.
+    """Return an answer in the format of all errors.
 
     Args:
         status: The status.
-        detail: One line for people.
+        detail: One line: what is wrong, and what to do.
         headers: More headers.
         members: More members of the body.
     """

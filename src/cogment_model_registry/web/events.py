@@ -1,4 +1,4 @@
-"""The events of a watch, as server-sent events: what browsers read line by line, and resume by themselves."""
+"""The events of a watch as server-sent events, which browsers read and resume by themselves."""
 
 import asyncio
 import json
@@ -24,18 +24,18 @@ _STREAMS_MAX = 1000
 """How many streams may be open."""
 
 BEAT_SECONDS = 15.0
-"""How often a stream says something, so that proxies keep it, and a client that is gone is noticed."""
+"""How often a stream sends at least a comment, so that proxies keep it open and lost clients are noticed."""
 
 _News = AsyncGenerator[tuple[str, Event | Consumer], None]
 
 
 async def of_model(request: Request) -> Response:
-    """Answer with the news of a model."""
+    """Answer with the events of a model."""
     return await _stream(request, [request.path_params["model"]])
 
 
 async def of_models(request: Request) -> Response:
-    """Answer with the news of some models, or of all that the caller may read."""
+    """Answer with the events of some models, or of all that the caller may read."""
     return await _stream(request, request.query_params.getlist("model"))
 
 
@@ -57,7 +57,7 @@ async def _stream(request: Request, model_ids: Sequence[str]) -> Response:
     )
     state.streams += 1
     try:
-        first = await anext(news)  # until it comes, the answer can be another one
+        first = await anext(news)  # until it arrives, an error can be answered
     except BaseException:
         state.streams -= 1
         await news.aclose()
@@ -66,7 +66,7 @@ async def _stream(request: Request, model_ids: Sequence[str]) -> Response:
 
 
 class _Events(Response):
-    """An answer that goes on."""
+    """An answer that continues until one side ends it."""
 
     def __init__(self, news: _News, first: tuple[str, Event | Consumer], state: State) -> None:
         headers = {"cache-control": "no-store", "x-accel-buffering": "no"}
@@ -105,7 +105,7 @@ class _Events(Response):
 
 
 async def _next(queue: "asyncio.Queue[bytes]", connected: Connected, reading: "asyncio.Future[None]") -> bytes | None:
-    """Return the next event; a comment if none comes for long; None at the end."""
+    """Return the next event; a comment if none arrives in time; None at the end."""
     getting = asyncio.ensure_future(queue.get())
     try:
         await asyncio.wait((getting, connected.end, reading), timeout=BEAT_SECONDS, return_when=asyncio.FIRST_COMPLETED)

@@ -12,7 +12,7 @@ from cogment_model_registry.web.errors import RefusedError
 from cogment_model_registry.web.state import state_of
 
 _BODY_MAX_BYTES = 4 * 1024 * 1024
-"""More than any form or document here has; `user_data` has a quarter of it at most."""
+"""More than any form or document needs; `user_data` takes a quarter of it at most."""
 
 _SMALL_BODY_BYTES = 64 * 1024
 """How much of a body anybody may have here; all connections together then take no more than some 256 MiB."""
@@ -38,7 +38,7 @@ async def read_body(request: Request, max_bytes: int = _BODY_MAX_BYTES) -> bytes
             async for part in request.stream():
                 size_bytes += len(part)
                 if size_bytes > max_bytes:
-                    message = f"the body has more than {max_bytes} bytes"
+                    message = f"the body has more than {max_bytes} bytes, the limit"
                     raise RefusedError(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, message, {"connection": "close"})
                 if size_bytes > _SMALL_BODY_BYTES and not is_large:
                     if state.large_bodies >= _LARGE_BODIES_MAX:
@@ -50,7 +50,7 @@ async def read_body(request: Request, max_bytes: int = _BODY_MAX_BYTES) -> bytes
                 parts.append(part)
     except TimeoutError:
         raise RefusedError(
-            HTTPStatus.REQUEST_TIMEOUT, "the body did not come in time", {"connection": "close"}
+            HTTPStatus.REQUEST_TIMEOUT, "the body was not received in time", {"connection": "close"}
         ) from None
     except ClientDisconnect:
         raise RefusedError(HTTPStatus.BAD_REQUEST, "the connection ended within the body") from None
@@ -63,7 +63,7 @@ async def read_form(request: Request) -> Mapping[str, str]:
     """Return the fields of a form, the last of each name.
 
     Raises:
-        RefusedError: It is no such form, or too large.
+        RefusedError: The body is not such a form, or too large.
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/x-www-form-urlencoded":
@@ -77,10 +77,10 @@ async def read_form(request: Request) -> Mapping[str, str]:
 
 
 async def read_json(request: Request) -> object:
-    """Return the document that a body has; an empty object if it is empty.
+    """Return the JSON document in a body; an empty object if the body is empty.
 
     Raises:
-        RefusedError: It is no JSON, or too large. Browsers send other types without being asked to.
+        RefusedError: It is not JSON, or too large, or has another content type, such as pages of other sites can send.
     """
     body = await read_body(request)
     if not body:
@@ -96,4 +96,4 @@ async def read_json(request: Request) -> object:
 
 
 def _refuse_constant(name: str) -> object:
-    raise ValueError(name)  # NaN and Infinity, which are no JSON
+    raise ValueError(name)  # NaN and Infinity, which are not JSON

@@ -1,4 +1,4 @@
-"""What monitoring asks over HTTP: whether the processes work, whether the server serves, and metrics."""
+"""Monitoring over HTTP: whether the processes run, whether the server serves, and metrics."""
 
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
@@ -11,7 +11,7 @@ _METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
 async def alive(request: Request) -> Response:
-    """Answer whether the event loops of both processes run; if they do not, a restart helps."""
+    """Answer whether the event loops of both processes run; if one does not, a restart may help."""
     try:
         await registry_of(request).is_serving()
     except ModelRegistryError as error:
@@ -20,7 +20,7 @@ async def alive(request: Request) -> Response:
 
 
 async def ready(request: Request) -> Response:
-    """Answer whether the server serves, as `grpc.health.v1` says for the server as a whole."""
+    """Answer whether the server serves: the status of the whole server in `grpc.health.v1`."""
     try:
         is_serving = await registry_of(request).is_serving()
     except ModelRegistryError as error:
@@ -29,5 +29,5 @@ async def ready(request: Request) -> Response:
 
 
 async def metrics(request: Request) -> Response:
-    """Answer with the metrics of the server, to whoever may read all models."""
+    """Answer with the metrics of the server, for callers that may read all models."""
     return Response(await registry_of(request).read_metrics(), media_type=_METRICS_TYPE)

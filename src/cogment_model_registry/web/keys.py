@@ -1,4 +1,4 @@
-"""Which version a part of a path means."""
+"""Versions in paths."""
 
 import re
 
@@ -6,7 +6,7 @@ _NUMBER = re.compile(r"-?[0-9]{1,10}")
 
 
 def key_of(text: str) -> int | str:
-    """Return what names a version: its number, -n for the n-th from the last, also for ``latest``, or an alias.
+    """Return the version in a part of a path: a number, -n for the n-th from the last (``latest`` is -1), or an alias.
 
     Aliases are neither numbers nor ``latest``.
     """

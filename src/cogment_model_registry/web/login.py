@@ -1,4 +1,4 @@
-"""Logging in with a token: the browser gets the id of a session, and the token stays in this process."""
+"""Log in with a token: the browser gets the id of a session, and the token stays in this process."""
 
 from http import HTTPStatus
 
@@ -20,7 +20,7 @@ from cogment_model_registry.web.state import caller_of, state_of
 
 
 def local_path(text: str) -> str:
-    """Return where to go after logging in: a path of this server, whatever the request says."""
+    """Return where to go after logging in: always a path of this server."""
     is_path = text.startswith("/") and not text.startswith(("//", "/\\")) and text.isprintable()
     return text if is_path and "\\" not in text else "/"
 
@@ -32,7 +32,7 @@ async def show(request: Request) -> Response:
 
 
 async def begin(request: Request) -> Response:
-    """Begin a session with the token of a form, if the server knows it."""
+    """Begin a session with the token of a form, if it is valid."""
     fields = await read_form(request)
     target = local_path(fields.get("next", "/"))
     state = state_of(request)
@@ -62,12 +62,12 @@ async def _check(request: Request) -> None:
     """Make a call with the token.
 
     Raises:
-        UnauthenticatedError: It is not known.
+        UnauthenticatedError: It is not valid.
     """
     try:
         await state_of(request).registry.find_models(limit=1)
     except PermissionDeniedError:
-        return  # it is known, and allows something else
+        return  # it is valid, and allows something else
 
 
 async def end(request: Request) -> Response:

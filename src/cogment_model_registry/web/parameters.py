@@ -1,4 +1,4 @@
-"""Parameters of requests: checked, and none that is unknown."""
+"""Parameters of requests: checked, and refused if they are unknown."""
 
 from collections.abc import Collection, Mapping
 
@@ -13,7 +13,7 @@ def parameters(request: Request, allowed: Collection[str]) -> Mapping[str, str]:
     """Return the parameters in the address of a request, the last of each name.
 
     Raises:
-        InvalidError: One is unknown, so that no misspelt one is ignored.
+        InvalidError: One is unknown; so a misspelt one is never ignored.
     """
     for name in request.query_params:
         if name not in allowed:
@@ -23,10 +23,10 @@ def parameters(request: Request, allowed: Collection[str]) -> Mapping[str, str]:
 
 
 def flag(query: Mapping[str, str], name: str, *, default: bool = False) -> bool:
-    """Return whether a parameter is on; one without a value is.
+    """Return whether a parameter is on; one without a value is on.
 
     Raises:
-        InvalidError: It is neither on nor off.
+        InvalidError: Its value is neither true nor false.
     """
     if name not in query:
         return default

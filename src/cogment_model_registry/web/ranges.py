@@ -1,4 +1,4 @@
-"""Parts of downloads, and downloads that a client has already: RFC 9110, sections 13 and 14."""
+"""Ranges and conditions of downloads: RFC 9110, sections 13 and 14."""
 
 import re
 from collections.abc import Mapping
@@ -19,13 +19,13 @@ def tag_of(info: VersionInfo) -> str:
 
 
 def modified_of(info: VersionInfo) -> str:
-    """Return when a version was created, as HTTP says it."""
+    """Return when a version was created, in the date format of HTTP."""
     return formatdate(info.created_ns // _NS_PER_SECOND, usegmt=True)
 
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What a request for the bytes of a version gets.
+    """The answer to a request for the bytes of a version.
 
     Attributes:
         status: OK for all bytes, PARTIAL_CONTENT for some, NOT_MODIFIED for none.
@@ -37,19 +37,19 @@ class Wanted:
 
 
 def wanted_of(headers: Mapping[str, str], info: VersionInfo) -> Wanted:
-    """Return what a request gets. Several ranges, and malformed ones, count as none.
+    """Return the answer to a request. Several ranges, and malformed ones, are ignored.
 
     Args:
         headers: The headers of the request, by names in small letters.
         info: The version.
 
     Raises:
-        RefusedError: The range begins past the end, or the client has another version in mind.
+        RefusedError: The range begins past the end, or the version has another hash than the client expects.
     """
     size_bytes = info.data_size_bytes
     everything = range(size_bytes)
     if "if-match" in headers and not _is_listed(info, headers["if-match"]):
-        raise RefusedError(HTTPStatus.PRECONDITION_FAILED, "the version has another hash than If-Match says")
+        raise RefusedError(HTTPStatus.PRECONDITION_FAILED, "the version has another hash than the one in If-Match")
     if "if-none-match" in headers:
         if _is_listed(info, headers["if-none-match"]):
             return Wanted(HTTPStatus.NOT_MODIFIED, everything)

@@ -1,7 +1,7 @@
-"""The registry, as whoever asks over HTTP may use it.
+"""The client of the registry that makes the calls of all callers over HTTP.
 
-One client serves all callers. Who calls is known by a context variable, which each request sets in its own task; the
-credentials of the client read it when a call begins.
+Each request sets the caller in a context variable, in its own task; the credentials of the client read it when a call
+begins.
 """
 
 from contextvars import ContextVar
@@ -24,12 +24,12 @@ from cogment_model_registry.wire.tls import Tls, TlsFiles
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who asks.
+    """The caller of a request.
 
     Attributes:
-        peer: The address, in gRPC's words.
+        peer: The address, in the format of gRPC.
         token: The token; empty for none.
-        is_by_cookie: Whether the token is that of a session, so that a browser sends it without being asked to.
+        is_by_cookie: Whether the token is that of a session, which a browser also sends for requests of other pages.
     """
 
     peer: str
@@ -38,15 +38,15 @@ class Caller:
 
 
 current: ContextVar[Caller] = ContextVar("caller")
-"""Who asks, in the task of a request."""
+"""The caller, in the task of a request."""
 
 
 _SECONDS = 5.0
-"""How long monitoring waits for an answer."""
+"""How long a request of monitoring waits for the answer of the server."""
 
 
 class _CallerCredentials(Credentials):
-    """The token of whoever asks, and the address."""
+    """The token of the caller, and the address."""
 
     is_any = True
 
@@ -73,7 +73,7 @@ class _Server(Direct):
 
 
 class Registry(ModelRegistry):
-    """A client that makes its calls for whoever asks; each call once, since whoever asks can do so again.
+    """A client that makes calls for the caller of a request; without retries, since the caller can retry.
 
     Args:
         socket_path: The UNIX socket of the server.
@@ -90,12 +90,12 @@ class Registry(ModelRegistry):
 
     @property
     def calls(self) -> Calls:
-        """The object that makes its calls, for what no other client needs."""
+        """The object that makes its calls, for calls that no other client needs."""
         return self._core.calls
 
     @property
     def pages(self) -> LifecycleCalls:
-        """The calls that return one page of a listing, with a deadline from now on."""
+        """The calls that return one page of a listing, with a deadline that starts now."""
         return LifecycleCalls(self._core.calls, Deadline(CALL_SECONDS))
 
     async def read_metrics(self) -> bytes:
@@ -107,17 +107,17 @@ class Registry(ModelRegistry):
         return await self._asked(method_path(forwarding.READ_METRICS, forwarding.SERVICE_NAME), "reading the metrics")
 
     async def describe_caller(self) -> forwarding.Description:
-        """Return who asks, and what they may do."""
+        """Return the caller and the rights of the caller."""
         path = method_path(forwarding.DESCRIBE_CALLER, forwarding.SERVICE_NAME)
-        return forwarding.Description.decoded(await self._asked(path, "asking who calls"))
+        return forwarding.Description.decoded(await self._asked(path, "looking up the caller"))
 
     async def is_serving(self) -> bool:
-        """Return whether the server serves, as `grpc.health.v1` says.
+        """Return whether the server serves, by `grpc.health.v1`.
 
         Raises:
             UnavailableError: It does not answer.
         """
-        return forwarding.is_serving(await self._asked(forwarding.HEALTH_PATH, "asking for the health"))
+        return forwarding.is_serving(await self._asked(forwarding.HEALTH_PATH, "checking the health"))
 
     async def _asked(self, path: str, what: str) -> bytes:
         """Return the reply of a method to an empty message."""

@@ -1,8 +1,8 @@
-"""What every request passes: is it for this server, who asks, may a browser have been tricked into it; and headers.
+"""Checks of every request (host, caller, origin), and headers of every answer.
 
-A server on this machine that asks for no tokens trusts the browser of its user, and so everything that a page of
-somebody else can make that browser do. Such a page can send requests here: they have its origin. And it can make its
-own name stand for this machine, so that its origin is this server's: such requests have that name as host.
+A server on this machine that needs no tokens trusts the browser of its user, and so the requests that pages of other
+sites make that browser send. Cross-site requests have the origin of the other site. By DNS rebinding, the name of the
+other site resolves to this machine, so origin and host are equal: such requests have that name as host.
 """
 
 import ipaddress
@@ -30,7 +30,7 @@ _POLICY = (
     "form-action 'self'; frame-ancestors 'none'; base-uri 'none'"
 )
 DATA_POLICY = "sandbox; default-src 'none'; frame-ancestors 'none'"
-"""The policy of the bytes of versions, whatever they are."""
+"""The policy for the bytes of versions, which may be anything."""
 
 _HEADERS = {
     "content-security-policy": _POLICY,
@@ -48,17 +48,17 @@ _Names: TypeAlias = frozenset[str]
 
 
 def own_names(configured: Iterable[str]) -> _Names | None:
-    """Return the names by which this server is reached; None for any.
+    """Return the host names of this server; None for any.
 
     Args:
-        configured: Those of the setting `http_hosts`.
+        configured: The value of the setting `http_hosts`.
     """
     names = {*configured, "localhost", socket.gethostname().lower(), socket.getfqdn().lower()}
     return None if "*" in names else frozenset(name.rstrip(".") for name in names)
 
 
 def _host_of(authority: str) -> str:
-    """Return the host of ``host:port``, without brackets; empty for something else."""
+    """Return the host of ``host:port``, without brackets; empty if it is malformed."""
     if authority.startswith("["):
         host, bracket, port = authority[1:].partition("]")
         is_whole = bool(bracket) and (not port or port.startswith(":"))
@@ -72,7 +72,7 @@ def _host_of(authority: str) -> str:
 def is_own_host(authority: str, names: _Names | None) -> bool:
     """Return whether a request for a host is one for this server.
 
-    An address is always accepted: nobody can make another page come from it.
+    An IP address is always accepted: DNS rebinding needs a name.
 
     Args:
         authority: The header ``Host``.
@@ -89,12 +89,12 @@ def is_own_host(authority: str, names: _Names | None) -> bool:
 
 
 def is_same_origin(headers: Headers, scheme: str, *, is_by_cookie: bool) -> bool:
-    """Return whether a request that changes something comes from a page of this server, or from no page at all.
+    """Return whether a request that changes something comes from a page of this server, or not from a page.
 
     Args:
         headers: The headers of the request.
         scheme: ``http`` or ``https``.
-        is_by_cookie: Whether a cookie says who asks, which programs do not send.
+        is_by_cookie: Whether the caller is identified by a cookie, which only browsers send.
     """
     origin = headers.get("origin")
     if origin is not None:
@@ -105,19 +105,19 @@ def is_same_origin(headers: Headers, scheme: str, *, is_by_cookie: bool) -> bool
 
 
 def cookie_name(scope: Scope) -> str:
-    """Return the name of the cookie of sessions, which browsers share between the ports of a host."""
+    """Return the name of the session cookie; it has the port, since browsers share cookies between ports of a host."""
     if scope["scheme"] == "https":
-        return "__Host-registry-session"  # browsers take it from this host alone, over TLS
+        return "__Host-registry-session"  # browsers accept it only from this host, over TLS
     return f"registry-session-{(scope.get('server') or ('', 0))[1]}"
 
 
 class Security:
-    """Looks at each request before anything else, and adds the headers of each answer.
+    """Checks each request first, and adds headers to each answer.
 
     Args:
-        app: What answers.
+        app: The application that answers.
         sessions: The sessions of browsers.
-        names: The names by which the server is reached without TLS; None for any.
+        names: The allowed host names without TLS; None for any.
     """
 
     def __init__(self, app: ASGIApp, sessions: Sessions, names: _Names | None) -> None:
@@ -145,22 +145,22 @@ class Security:
             current.reset(token)
 
     def _admitted(self, scope: Scope) -> Caller:
-        """Return who asks.
+        """Return the caller.
 
         Raises:
-            RefusedError: It is not for this server, or from a page of another one, or its token is malformed, or the
+            RefusedError: The host is not this server, the page is of another site, the token is malformed, or the
                 client has no address any more.
         """
         headers = Headers(scope=scope)
         hosts = headers.getlist("host")
         if len(hosts) != 1 or not _host_of(hosts[0]):
             raise RefusedError(HTTPStatus.BAD_REQUEST, "a request must have one header Host, of a host and a port")
-        # Over TLS the certificate says who may use the name.
+        # Over TLS, the certificate proves the name.
         if scope["scheme"] == "http" and not is_own_host(hosts[0], self._names):
             host = quoted(_host_of(hosts[0]))
             raise RefusedError(
                 HTTPStatus.MISDIRECTED_REQUEST,
-                f"this server does not answer for {host}; if it should, name it in http_hosts",
+                f"{host} is not a host name of this server; if it should be, add it to http_hosts",
             )
         caller = self._caller(scope, headers)
         if scope["method"] not in SAFE_METHODS and not is_same_origin(
@@ -188,7 +188,7 @@ def _bearer(given: list[str]) -> str:
     """Return the token in headers.
 
     Raises:
-        RefusedError: They have none.
+        RefusedError: The header is malformed.
     """
     scheme, _, token = given[0].partition(" ")
     try:
@@ -201,7 +201,7 @@ def _bearer(given: list[str]) -> str:
 
 
 def _adding(added: Mapping[str, str], send: Send) -> Send:
-    """Return what sends an answer with more headers, those that it has not set itself."""
+    """Return a function that sends an answer with additional headers, unless it has set them itself."""
 
     async def send_with_headers(message: Message) -> None:
         if message["type"] == "http.response.start":

@@ -1,4 +1,4 @@
-"""Bytes from a file to a connection, which the system moves without copying them into this process."""
+"""Send bytes from a file to a connection by the system (sendfile), without copying them into this process."""
 
 import asyncio
 import os
@@ -10,7 +10,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 _EXTENSION = "model_registry.send_descriptor"
 
 _CHUNK_BYTES = 4 * 1024 * 1024
-"""How much is asked of the system at once; it takes what fits into the buffer of the connection."""
+"""How much one system call requests; the system takes what fits into the buffer of the connection."""
 
 
 class SendDescriptor(Protocol):
@@ -35,7 +35,7 @@ def sending_descriptors(app: ASGIApp, send_descriptor: SendDescriptor) -> ASGIAp
 
 
 def sender_of(scope: Scope) -> SendDescriptor | None:
-    """Return what sends descriptors over the connection of a request; None where none can be sent, as over TLS."""
+    """Return a function that sends descriptors over the connection of a request; None if it cannot, as over TLS."""
     sender: SendDescriptor | None = scope.get("extensions", {}).get(_EXTENSION)
     return sender
 
@@ -44,14 +44,14 @@ async def sent_file(connection: int, descriptor: int, part: range, idle_seconds:
     """Send bytes of a file.
 
     Args:
-        connection: The descriptor of a socket that never waits; nobody else may write to it in the meantime.
+        connection: The descriptor of a non-blocking socket; nobody else may write to it in the meantime.
         descriptor: The file.
         part: The positions of the bytes.
-        idle_seconds: How long the other side may take nothing.
-        may_wait: Whether reading them may wait for a disk, so that it is done on a thread.
+        idle_seconds: How long the other side may receive nothing.
+        may_wait: Whether reading may block on a disk, and so is done on a thread.
 
     Raises:
-        OSError: The other side is gone, or took nothing for too long, or the file is shorter.
+        OSError: The other side is gone, or received nothing for too long, or the file is shorter.
     """
     position, end = part.start, part.stop
     while position < end:

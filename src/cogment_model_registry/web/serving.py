@@ -1,7 +1,7 @@
-"""HTTP/1.1 on sockets that listen already: uvicorn, with bounds that it does not have itself.
+"""HTTP/1.1 on listening sockets: uvicorn, with additional limits.
 
-A connection gets some time for the head of each request, and there are places for so many connections, so that
-connections that send nothing, or a byte a minute, cannot take them all for long.
+The head of each request must arrive in time, and the number of connections is limited, so connections that send
+nothing, or a byte a minute, cannot use up all places for long.
 """
 
 import asyncio
@@ -25,7 +25,7 @@ from cogment_model_registry.system.certificates import (
 from cogment_model_registry.web.sending import sending_descriptors, sent_file
 
 HEAD_SECONDS = 10.0
-"""How long a connection may take for the head of a request, and be idle between two."""
+"""How long the head of a request may take, and how long a connection may be idle between two requests."""
 
 _GRACE_SECONDS = 5.0
 """How long answers under way may take at the end, if the server was killed and could not say."""
@@ -33,7 +33,7 @@ _GRACE_SECONDS = 5.0
 _HEAD_MAX_BYTES = 32 * 1024
 _CONNECTIONS_MAX = 4096
 _OTHER_DESCRIPTORS = 64
-"""Descriptors that are needed for other things."""
+"""Descriptors that are kept for other uses."""
 
 
 class _Placeholder:
@@ -47,16 +47,16 @@ class _Placeholder:
 
 
 class BoundedProtocol(H11Protocol):
-    """A connection, whose requests have to come in time."""
+    """A connection whose requests have to arrive in time."""
 
     idle_seconds = 60.0
-    """How long a client may take none of the bytes that wait for it."""
+    """How long a client may receive none of the bytes that wait for it."""
 
     _timer: asyncio.TimerHandle | None = None
     _looking: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # as uvicorn has it
-        """Begin, if there is a place."""
+        """Accept the connection, unless there are too many."""
         super().connection_made(transport)
         if not transport.get_extra_info("ssl_object"):
             self.app = sending_descriptors(self.app, self.send_descriptor)
@@ -72,7 +72,7 @@ class BoundedProtocol(H11Protocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Take bytes of requests."""
+        """Process bytes of requests."""
         super().data_received(data)
         cycle: RequestResponseCycle | None = self.cycle  # none before the first request, which uvicorn's type hides
         if cycle is not None and not cycle.response_complete:
@@ -84,10 +84,10 @@ class BoundedProtocol(H11Protocol):
         Args:
             descriptor: The file.
             part: The positions of the bytes.
-            may_wait: Whether reading them may wait for a disk.
+            may_wait: Whether reading may block on a disk.
 
         Raises:
-            ConnectionError: The client is gone, or took nothing for too long.
+            ConnectionError: The client is gone, or received nothing for too long.
         """
         self.conn.send_with_data_passthrough(h11.Data(data=_Placeholder(len(part))))  # type: ignore[arg-type] # as h11 says
         self.transport.set_write_buffer_limits(high=0)
@@ -108,12 +108,12 @@ class BoundedProtocol(H11Protocol):
                 self.transport.set_write_buffer_limits()
 
     def pause_writing(self) -> None:
-        """Wait until the client takes what waits for it, as long as it takes anything."""
+        """Wait until the client has received the waiting bytes, while it makes progress."""
         super().pause_writing()
         self._look_after(self.transport.get_write_buffer_size())
 
     def resume_writing(self) -> None:
-        """Go on."""
+        """Resume sending."""
         self._stop_looking()
         super().resume_writing()
 
@@ -136,11 +136,11 @@ class BoundedProtocol(H11Protocol):
     def on_response_complete(self) -> None:
         """Wait for the next request, or for the rest of one that was refused."""
         super().on_response_complete()
-        if self.cycle.response_complete:  # otherwise another request has come already
+        if self.cycle.response_complete:  # otherwise another request has arrived already
             self._expect_head()
 
     def send_400_response(self, msg: str) -> None:
-        """Answer a request that is none, or whose head is too large."""
+        """Answer a request that is malformed, or whose head is too large."""
         if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
             self.transport.abort()  # an answer to an earlier request is under way
             return
@@ -158,13 +158,13 @@ class BoundedProtocol(H11Protocol):
 
 
 def connections_max() -> int:
-    """Return how many connections there may be, as far as the system gives descriptors."""
+    """Return how many connections are allowed, given the limit on descriptors."""
     allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return min(_CONNECTIONS_MAX, max((allowed - _OTHER_DESCRIPTORS) // 2, 1))  # each may have a file open
 
 
 def allow_descriptors() -> None:
-    """Let the process have as many descriptors as it may need, if the system allows so many."""
+    """Raise the limit on descriptors to what the process may need, as far as the system allows."""
     allowed, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = 2 * _CONNECTIONS_MAX + _OTHER_DESCRIPTORS
     if allowed < wanted:
@@ -174,13 +174,13 @@ def allow_descriptors() -> None:
 
 
 class Encryption:
-    """The certificate over TLS, renewed while the process runs.
+    """The TLS certificate, which can be renewed while the process runs.
 
     Args:
-        options: Has the files.
+        options: The options with the files.
 
     Attributes:
-        context: What the sockets use. Each connection asks it for the newest certificate.
+        context: The TLS context of the sockets. Each new connection uses the newest certificate.
 
     Raises:
         CertificateError: A file cannot be used.
@@ -192,10 +192,10 @@ class Encryption:
         self.context.sni_callback = self._choose
 
     def renew(self) -> None:
-        """Take what the files have now; blocks.
+        """Load the certificate from the files again; blocks.
 
         Raises:
-            CertificateError: A file cannot be used; the certificate stays.
+            CertificateError: A file cannot be used; the previous certificate stays in use.
         """
         self._newest = self._read()
 
@@ -234,12 +234,12 @@ class _Server(uvicorn.Server):
 
 
 def new_server(app: ASGIApp, encryption: Encryption | None, idle_seconds: float) -> uvicorn.Server:
-    """Return a server, to be given its sockets.
+    """Return a server, without its sockets.
 
     Args:
-        app: What answers.
+        app: The application that answers.
         encryption: The certificate; None for no encryption.
-        idle_seconds: How long a client may take none of the bytes that wait for it.
+        idle_seconds: How long a client may receive none of the bytes that wait for it.
     """
     BoundedProtocol.idle_seconds = idle_seconds
     config = uvicorn.Config(

@@ -1,4 +1,4 @@
-"""Sessions of browsers: the token that somebody logged in with, kept here, under an id that the browser has."""
+"""Sessions of browsers: each keeps the token of a login in memory; the browser has the id of the session."""
 
 import secrets
 import time
@@ -7,10 +7,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 _SESSIONS_MAX = 10_000
-"""How many sessions there may be; the one that was used longest ago ends first."""
+"""How many sessions are kept; the least recently used one ends first."""
 
 IDLE_SECONDS = 12 * 3600.0
-"""How long a session lasts that nobody uses."""
+"""How long a session lasts without a request."""
 
 LONGEST_SECONDS = 7 * 86_400.0
 """How long any session lasts."""
@@ -29,12 +29,12 @@ class Sessions:
     """The sessions of a process; a restart ends them all.
 
     Args:
-        now: Seconds of a clock that never goes back.
+        now: Returns the seconds of a monotonic clock.
     """
 
     def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
         self._now = now
-        self._sessions: OrderedDict[str, _Session] = OrderedDict()  # the one used longest ago first
+        self._sessions: OrderedDict[str, _Session] = OrderedDict()  # the least recently used one first
 
     def __len__(self) -> int:
         return len(self._sessions)
@@ -48,7 +48,7 @@ class Sessions:
         return session_id
 
     def token_of(self, session_id: str) -> str | None:
-        """Return the token of a session; None if there is no such session, or none any more."""
+        """Return the token of a session; None if there is none, or it has ended."""
         session = self._sessions.get(session_id)
         if session is None:
             return None

@@ -1,4 +1,4 @@
-"""What the routes share: the registry, the sessions, the templates and the options of the process."""
+"""The state that all routes share: the registry, the sessions, the templates and the options of the process."""
 
 from dataclasses import dataclass, field
 
@@ -12,11 +12,11 @@ from cogment_model_registry.web.templates import Templates
 
 @dataclass(slots=True)
 class State:
-    """What the routes share.
+    """The state that all routes share.
 
     Attributes:
-        options: What the server wants.
-        registry: Makes calls for whoever asks.
+        options: The options from the server.
+        registry: Makes calls for the caller of a request.
         sessions: The sessions of browsers.
         templates: The pages.
         uploads: How many uploads are under way.
@@ -34,17 +34,17 @@ class State:
 
 
 def state_of(request: HTTPConnection) -> State:
-    """Return what the routes share."""
+    """Return the shared state."""
     state: State = request.app.state.shared
     return state
 
 
 def registry_of(request: HTTPConnection) -> Registry:
-    """Return the registry, as whoever asks may use it."""
+    """Return the registry, for calls of the caller."""
     return state_of(request).registry
 
 
 def caller_of(request: HTTPConnection) -> Caller:
-    """Return who asks."""
+    """Return the caller."""
     caller: Caller = request.scope["caller"]
     return caller

@@ -1,6 +1,6 @@
-"""Styles, scripts and pictures of the pages: read once, and named by their hash, so that browsers keep them.
+"""Styles, scripts and pictures of the pages: read once, with the hash in the address, so that browsers cache them.
 
-Nothing is ever read from a path that comes from a request.
+No path of a request is ever used to read a file.
 """
 
 import gzip
@@ -64,7 +64,7 @@ class StaticFiles:
 
 def _folder() -> list[Traversable]:
     own = files("cogment_model_registry.web").joinpath("static")
-    return [*own.iterdir(), *own.joinpath("vendor").iterdir()]  # the latter as others have published them
+    return [*own.iterdir(), *own.joinpath("vendor").iterdir()]  # the latter are files of other projects
 
 
 def _read(name: str, data: bytes) -> _File:

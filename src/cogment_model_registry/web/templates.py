@@ -1,4 +1,4 @@
-"""Pages rendered on the server: Jinja2, with everything that comes from a registry escaped."""
+"""Pages rendered on the server by Jinja2, which escapes all values."""
 
 from http import HTTPStatus
 from typing import Any
@@ -35,15 +35,15 @@ class Templates:
         """Return a page.
 
         Args:
-            request: What asks for it; the template has it as `request`, and who asks as `caller`.
+            request: The request; the template has it as `request`, and its caller as `caller`.
             name: The template.
             status: The status.
-            values: What the template shows.
+            values: The values that the template shows.
         """
         text = self.environment.get_template(name).render(request=request, caller=request.scope["caller"], **values)
         return HTMLResponse(text, status.value)
 
 
 def wants_page(request: Request) -> bool:
-    """Return whether a browser asks for a page, and not a program for data."""
+    """Return whether a browser requests a page, and not a program data."""
     return not request.url.path.startswith("/api/") and "text/html" in request.headers.get("accept", "")

@@ -1,4 +1,4 @@
-"""New versions by PUT or POST: the body is the version, and is passed on as it comes."""
+"""New versions by PUT or POST: the body is the version, and is passed on while it arrives."""
 
 import asyncio
 import base64
@@ -28,7 +28,7 @@ _DIGEST = re.compile(r"(?:^|,)[ \t]*sha-256[ \t]*=[ \t]*:([A-Za-z0-9+/=]*):", re
 
 
 async def create(request: Request) -> Response:
-    """Create a version of the body of a request, and answer with it."""
+    """Create a version from the body of a request, and answer with its record."""
     header = _header_of(request)
     registry, state = registry_of(request), state_of(request)
     if state.uploads >= _UPLOADS_MAX:
@@ -46,7 +46,7 @@ async def create(request: Request) -> Response:
         except StopAsyncIteration:
             return
         except TimeoutError:
-            message = f"nothing of the body came for {idle_seconds:g} seconds"
+            message = f"no bytes of the body were received for {idle_seconds:g} seconds"
             raise RefusedError(HTTPStatus.REQUEST_TIMEOUT, message, {"Connection": "close"}) from None
         except ClientDisconnect:
             raise RefusedError(HTTPStatus.BAD_REQUEST, "the connection ended within the body") from None
@@ -62,7 +62,7 @@ async def create(request: Request) -> Response:
 
 
 async def _described(request: Request, info: VersionInfo) -> VersionInfo:
-    """Return a version with what belongs to it, if the caller may read it and it still exists."""
+    """Return a version with its aliases, tags and metrics, if the caller may read it and it still exists."""
     try:
         return await registry_of(request).describe_version(info.model_id, info.number)
     except ModelRegistryError:
@@ -79,14 +79,19 @@ def _header_of(request: Request) -> UploadHeader:
     query = parameters(request, {"archived", "tag", "metric", "alias", "user_data", "create_model"})
     aliases = tuple(request.query_params.getlist("alias"))
     if "content-encoding" in request.headers:
-        raise RefusedError(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "send the bytes of a version without Content-Encoding")
+        raise RefusedError(
+            HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
+            "the header Content-Encoding is not allowed; send the bytes of the version unencoded",
+        )
     text = request.headers.get("content-length")
     if text is None:
         message = "the size of the version is missing: send the header Content-Length"
         raise RefusedError(HTTPStatus.LENGTH_REQUIRED, message, {"Connection": "close"})
-    size_bytes = int(text)  # digits, as the parser of HTTP has checked
+    size_bytes = int(text)  # the parser of HTTP has checked that it has only digits
     if size_bytes > DATA_SIZE_MAX_BYTES:
-        raise RefusedError(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"a version has at most {DATA_SIZE_MAX_BYTES} bytes")
+        raise RefusedError(
+            HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"the version is too large; the limit is {DATA_SIZE_MAX_BYTES} bytes"
+        )
     version = VersionHeader(
         request.path_params["model"],
         flag(query, "archived") or bool(aliases),
@@ -105,7 +110,7 @@ def _header_of(request: Request) -> UploadHeader:
 
 
 def _entries(request: Request, name: str) -> Mapping[str, str]:
-    """Return the parameters of a name, each ``KEY=TEXT``."""
+    """Return the entries of a repeated parameter, each ``KEY=TEXT``."""
     entries: dict[str, str] = {}
     for text in request.query_params.getlist(name):
         key, equals, value = text.partition("=")
@@ -125,7 +130,7 @@ def _number(name: str, text: str) -> float:
 
 
 def _hash_of(request: Request) -> str:
-    """Return the hash that the client says the version has; empty if it says none (RFC 9530).
+    """Return the hash in the header ``Repr-Digest``; empty if there is none (RFC 9530).
 
     Raises:
         InvalidError: It is malformed.

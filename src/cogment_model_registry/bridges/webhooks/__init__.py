@@ -1,7 +1,7 @@
-"""Webhooks: what happens in a registry, posted to HTTP servers.
+"""Webhooks: events of a registry, posted to HTTP servers.
 
-`cogment webhooks` runs it, as a process of its own that follows the registry like any client. `verify` is for whoever
-receives the posts.
+`cogment webhooks` runs as a separate process that watches the registry like any client. Receivers check posts with
+`verify`.
 """
 
 from cogment_model_registry.bridges.webhooks.signing import verify

@@ -36,12 +36,12 @@ _PLAIN_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 
 @dataclass(frozen=True, slots=True)
 class Hook:
-    """A receiver, and what it wants to know.
+    """A receiver, and the events that it gets.
 
     Attributes:
         name: Its name, in the log and in the state.
-        url: Where its posts go.
-        key: What signs them.
+        url: The address for its posts.
+        key: The key that signs them.
         events: The types of events.
         models: Patterns of models.
         aliases: Patterns of aliases, for events about aliases.
@@ -63,7 +63,7 @@ class Hook:
     give_up_seconds: float = 86_400.0
 
     def wants(self, event: str, model_id: str, alias: str = "") -> bool:
-        """Return whether it wants to know an event."""
+        """Return whether it gets an event."""
         return (
             event in self.events
             and any(fnmatch.fnmatchcase(model_id, pattern) for pattern in self.models)
@@ -72,22 +72,22 @@ class Hook:
 
     @property
     def shown_url(self) -> str:
-        """Its address without what may be secret: the scheme and the host alone."""
+        """Its address without parts that may be secret: only the scheme and the host."""
         parts = urlsplit(self.url)
         return f"{parts.scheme}://{parts.hostname}"
 
 
 @dataclass(frozen=True, slots=True)
 class Configuration:
-    """What is to be posted to whom.
+    """The configuration of all webhooks.
 
     Attributes:
         hooks: The receivers.
-        state_path: The database with the position in the news and the posts that wait.
+        state_path: The database with the position in the watch and the waiting posts.
         dead_letters_path: The file for events that were given up.
-        versions_behind: From how many newer versions on a consumer lags.
-        seconds_behind: From which time behind on it lags.
-        promotions_seconds: How often to look for versions that were archived after they were published.
+        versions_behind: A consumer that is this many versions behind lags.
+        seconds_behind: A consumer that has been behind for this long lags.
+        promotions_seconds: How often to look for promoted versions.
         waiting_max: How many posts may wait for one receiver; more are given up, the oldest first.
     """
 
@@ -121,10 +121,10 @@ class Configuration:
         try:
             values = tomllib.loads(place.read_text(encoding="utf-8"))
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise InvalidError(f"{place.name} is no TOML: {error}") from None
+            raise InvalidError(f"{place.name} is not TOML: {error}") from None
         given = values.pop("hook", [])
         if not isinstance(given, list) or not given:
-            raise InvalidError(f"{place.name} has no hook: it needs a part [[hook]] for each")
+            raise InvalidError(f"{place.name} has no hook: add a table [[hook]] for each receiver")
         hooks = tuple(_hook(each, place.parent, environment) for each in given)
         names = [hook.name for hook in hooks]
         if len(set(names)) < len(names):
@@ -144,11 +144,11 @@ class Configuration:
 
 
 class _Reader:
-    """Takes values out of a table, and refuses what is left.
+    """Takes values out of a table, and refuses unknown ones.
 
     Args:
         values: The table.
-        name: What it is, for messages.
+        name: The name of the table in messages.
     """
 
     def __init__(self, values: Any, name: str) -> None:
@@ -158,29 +158,29 @@ class _Reader:
         self.name = name
 
     def text(self, key: str, default: str | None = None) -> str:
-        """Return a text; None as the default says that it must be given."""
+        """Return a string; without a default, it is required."""
         value = self._values.pop(key, default)
         if not isinstance(value, str) or not value:
             what = "is missing" if value is None else f"is {value!r}"
-            raise InvalidError(f"{key} of {self.name} {what}; it must be a text")
+            raise InvalidError(f"{key} of {self.name} {what}; it must be a string")
         return value
 
     def texts(self, key: str, default: tuple[str, ...] = ()) -> tuple[str, ...]:
-        """Return a list of texts."""
+        """Return a list of strings."""
         value = self._values.pop(key, list(default))
         if not isinstance(value, list) or not value or not all(isinstance(each, str) and each for each in value):
-            raise InvalidError(f'{key} of {self.name} must be a list of texts, such as {key} = ["..."]')
+            raise InvalidError(f'{key} of {self.name} must be a list of strings, such as {key} = ["..."]')
         return tuple(value)
 
     def number(self, key: str, default: float, least: float) -> float:
         """Return a number that is not less than another one."""
         value = self._values.pop(key, default)
         if not isinstance(value, int | float) or isinstance(value, bool) or not least <= value <= 10**9:
-            raise InvalidError(f"{key} of {self.name} is {value!r}; it must be a number from {least:g} on")
+            raise InvalidError(f"{key} of {self.name} is {value!r}; it must be a number, {least:g} or more")
         return value
 
     def optional(self, key: str) -> str | None:
-        """Return a text, or None."""
+        """Return a string, or None."""
         return self.text(key) if key in self._values else None
 
     def flag(self, key: str) -> bool:
@@ -191,21 +191,23 @@ class _Reader:
         return value
 
     def finish(self) -> None:
-        """Refuse what nobody has taken."""
+        """Refuse the values that were not taken."""
         if self._values:
-            raise InvalidError(f"{self.name} has {quoted(next(iter(self._values)))}, which is not known")
+            raise InvalidError(f"{self.name} has {quoted(next(iter(self._values)))}, which is not a known setting")
 
 
 def _hook(values: Any, folder: Path, environment: Mapping[str, str]) -> Hook:
     reader = _Reader(values, "a hook")
     name = reader.text("name")
     if not _PLAIN_NAME.fullmatch(name):
-        raise InvalidError(f"the name {quoted(name)} of a hook must be 1 to 64 letters, digits, dots, dashes and lines")
+        raise InvalidError(
+            f"the name {quoted(name)} of a hook must be 1 to 64 letters, digits, dots, hyphens and underscores"
+        )
     reader.name = f"hook {quoted(name)}"
     url = _checked_url(reader.text("url"), reader.name, is_plain=reader.flag("allow_http"))
     events = reader.texts("events")
     if unknown := [event for event in events if event not in EVENTS]:
-        raise InvalidError(f"{reader.name} wants {quoted(unknown[0])}, which is none of {', '.join(EVENTS)}")
+        raise InvalidError(f"{reader.name} has the event {quoted(unknown[0])}; events are {', '.join(EVENTS)}")
     hook = Hook(
         name,
         url,
@@ -223,7 +225,7 @@ def _hook(values: Any, folder: Path, environment: Mapping[str, str]) -> Hook:
 
 
 def _key(reader: _Reader, folder: Path, environment: Mapping[str, str]) -> bytes:
-    """Return the key of a hook, from a file or a variable: the configuration may be seen by others."""
+    """Return the key of a hook, from a file or a variable, since other people may read the configuration."""
     file, variable = reader.optional("secret_file"), reader.optional("secret_variable")
     if (file is None) == (variable is None):
         raise InvalidError(f"{reader.name} needs either secret_file or secret_variable")
@@ -240,7 +242,7 @@ def _key(reader: _Reader, folder: Path, environment: Mapping[str, str]) -> bytes
 
 
 def _checked_url(url: str, name: str, *, is_plain: bool) -> str:
-    """Return an address; the message of a refusal does not have it, since it may have a secret."""
+    """Return an address; error messages do not contain it, since it may contain a secret."""
     try:
         parts = urlsplit(url)
         port = parts.port
@@ -251,7 +253,7 @@ def _checked_url(url: str, name: str, *, is_plain: bool) -> str:
     if any(character <= " " for character in url) or parts.fragment:
         raise InvalidError(f"the url of {name} must have neither spaces nor a fragment")
     if parts.username is not None:
-        raise InvalidError(f"the url of {name} must have no user: posts are signed, and need none")
+        raise InvalidError(f"the url of {name} must not have a user or a password; posts are signed instead")
     if parts.scheme == "http" and parts.hostname not in _LOOPBACK and not is_plain:
-        raise InvalidError(f"the url of {name} is not https; allow_http = true takes it nevertheless")
+        raise InvalidError(f"the url of {name} is not https; set allow_http = true to allow it")
     return url

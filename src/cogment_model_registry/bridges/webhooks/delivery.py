@@ -1,7 +1,7 @@
-"""Posts to one receiver, in order: each is tried until it is confirmed or given up, and only then the next one.
+"""Sends posts to one receiver, in order: each is tried until it is confirmed or given up, and then the next one.
 
-A try is bounded in time as a whole, not only between two bytes; a redirect counts as a failure, since it could lead a
-signed post anywhere; nothing of an answer is read but its status and its headers.
+The time of a whole try is limited, not only that between two bytes. A redirect counts as a failure, since it could send
+a signed post anywhere. Only the status and the headers of an answer are read.
 """
 
 import http.client
@@ -24,14 +24,14 @@ from cogment_model_registry.bridges.webhooks.state import Post, State
 _log = logging.getLogger("cogment_model_registry.webhooks")
 
 _GONE = 410
-"""The status by which a receiver says that it never wants such a post again."""
+"""The status by which a receiver refuses a post permanently."""
 
 _FINISH_SECONDS = 1.0
-"""How long a try may go on after the process was told to end: one that was received would come again otherwise."""
+"""How long a try may continue after the process was told to stop, since an interrupted post is sent again later."""
 
 
 class DeadLetters:
-    """The file of events that were given up, one in a line of JSON.
+    """The file of events that were given up, as one JSON document on each line.
 
     Args:
         path: The file.
@@ -62,8 +62,8 @@ class Delivery:
 
     Args:
         hook: The hook.
-        state: Where its events wait.
-        dead_letters: Where those go that are given up.
+        state: The database with its waiting events.
+        dead_letters: The file for events that are given up.
         waiting_max: How many may wait.
     """
 
@@ -82,7 +82,7 @@ class Delivery:
         self._thread.start()
 
     def stop(self) -> None:
-        """End: soon also in the middle of a try, whose event then waits for the next start."""
+        """Stop soon, also in the middle of a try; its event then waits for the next start."""
         self._is_stopped.set()
         with self._state.news:
             self._state.news.notify_all()
@@ -100,7 +100,7 @@ class Delivery:
                     self._deliver(post)
         except BaseException as error:
             self.error = error
-            _log.exception("hook=%s ended by an error", self._hook.name)
+            _log.exception("hook=%s stopped by an error", self._hook.name)
 
     def _next(self) -> Post | None:
         """Return the next event; wait for one if there is none, and return None when it is time to stop."""
@@ -114,7 +114,7 @@ class Delivery:
         """Try to post an event once, and wait if it failed."""
         waiting = self._state.waiting(self._hook.name)
         if waiting > self._waiting_max:
-            self._give_up(post, f"{waiting} events wait, and only {self._waiting_max} may")
+            self._give_up(post, f"{waiting} events wait; the limit is {self._waiting_max}")
             return
         attempt = self._attempt = _Attempt(self._hook)
         failure, retry_after_seconds = attempt.post(post)
@@ -140,7 +140,7 @@ class Delivery:
             failure,
             pause_seconds,
         )
-        with self._state.news:  # events come in the meantime, and may become too many
+        with self._state.news:  # events are added in the meantime, and may exceed the limit
             self._state.news.wait_for(
                 lambda: self._is_stopped.is_set() or self._state.waiting(self._hook.name) > self._waiting_max,
                 pause_seconds,
@@ -172,7 +172,7 @@ class _Attempt:
         """Post an event.
 
         Returns:
-            Why it failed, empty if it was confirmed; and when the receiver wants it again, in seconds.
+            The reason of a failure, empty if the post was confirmed; and the value of Retry-After, in seconds.
         """
         hook = self._hook
         parts = urlsplit(hook.url)
@@ -202,7 +202,7 @@ class _Attempt:
         except (OSError, http.client.HTTPException) as error:
             if self._is_cut.is_set() or isinstance(error, TimeoutError):
                 return f"no answer within {hook.timeout_seconds:g} s", 0
-            # Messages of some errors have parts of the answer, or the address.
+            # Messages of some errors contain parts of the answer, or the address.
             reason = error.strerror if isinstance(error, OSError) and error.strerror else type(error).__name__
             return f"{hook.shown_url} cannot be reached: {reason}", 0
         finally:
@@ -216,7 +216,7 @@ class _Attempt:
         return http.client.HTTPConnection(host, port, timeout=seconds)
 
     def cut(self) -> None:
-        """End it now."""
+        """Abort it."""
         self._is_cut.set()
         opened = self._connection.sock if self._connection is not None else None
         if opened is not None:

@@ -1,4 +1,4 @@
-"""What the news of a registry mean for hooks: events with a type, queued in the order in which they happened."""
+"""Converts events of a watch to events for hooks, and queues them in the order in which they happened."""
 
 import dataclasses
 import json
@@ -15,13 +15,13 @@ _REASONS = {"deleted": types.DELETED, "evicted": types.EVICTED}
 
 
 class Events:
-    """Queues what hooks want to know.
+    """Queues events for hooks.
 
-    What exists when a registry is followed for the first time is only remembered, and is no event.
+    Versions and aliases that exist when a registry is watched for the first time are recorded, and are no events.
 
     Args:
-        configuration: What they want.
-        state: The queue, and what is known.
+        configuration: The hooks.
+        state: The queue, and the recorded versions and aliases.
     """
 
     def __init__(self, configuration: Configuration, state: State) -> None:
@@ -31,7 +31,7 @@ class Events:
         self.wants_archived = any(types.ARCHIVED in hook.events for hook in configuration.hooks)
 
     def take(self, news: News) -> None:
-        """Queue what an event of the registry means, and record the position after it, in one step."""
+        """Queue an event of the watch for the hooks, and record the position after it, in one transaction."""
         event = news.event
         if self._is_first and isinstance(event, Version) and (event.archived or not self.wants_archived):
             return  # there may be very many, and each transaction takes a sync
@@ -46,11 +46,11 @@ class Events:
                 self._take_consumer(event)
             elif isinstance(event, CaughtUp):
                 self._is_first = False
-            if not self._is_first:  # otherwise a restart would take the rest of what exists for news
+            if not self._is_first:  # otherwise, after a restart, the rest of the existing versions would be events
                 self._state.set_token(news.resume_token, self._configuration.model_ids)
 
     def take_archived(self, version: Version) -> None:
-        """Queue that a version was archived after it was published."""
+        """Queue the event that a version was promoted."""
         with self._state.changing():
             if self._state.take_transient(version.model_id, version.number):
                 self._queue(types.ARCHIVED, version.model_id, _version(version))
@@ -87,7 +87,7 @@ class Events:
             self._queue(types.LAGGING if lags else types.RECOVERED, consumer.model_id, data)
 
     def _queue(self, kind: str, model_id: str, data: Mapping[str, Any], alias: str = "") -> None:
-        """Queue an event for all hooks that want to know it."""
+        """Queue an event for all hooks that get it."""
         wanting = (
             [] if self._is_first else [hook for hook in self._configuration.hooks if hook.wants(kind, model_id, alias)]
         )

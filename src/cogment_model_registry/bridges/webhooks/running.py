@@ -1,4 +1,4 @@
-"""The process: it follows the registry, queues events, and lets a thread for each hook post them."""
+"""The process: it watches the registry, queues events, and posts them on a thread for each hook."""
 
 import logging
 import threading
@@ -15,21 +15,21 @@ from cogment_model_registry.errors import ModelRegistryError
 _log = logging.getLogger("cogment_model_registry.webhooks")
 
 _PATIENCE_SECONDS = 366 * 24 * 3600.0
-"""How long the registry may be gone: a process of its own waits as long as it runs."""
+"""How long to wait for an unavailable registry: as long as the process runs."""
 
 
 def run(registry: ModelRegistry, configuration: Configuration, is_ready: Callable[[], None] = lambda: None) -> None:
-    """Follow a registry, and post what happens, without end.
+    """Watch a registry, and post its events, until it is stopped.
 
     Args:
         registry: The client.
         configuration: The hooks.
-        is_ready: Called once all that existed was taken into account, so that what comes then is an event.
+        is_ready: Called when everything that existed was recorded; all changes after that are events.
 
     Raises:
         PreconditionError: Another process uses the state.
-        InvalidError: The registry does not know the position any more: it is another one.
-        ModelRegistryError: The registry cannot be reached when it begins, or is one of the original.
+        InvalidError: The registry does not know the position: it is a different registry.
+        ModelRegistryError: The registry cannot be reached at the start, or is a server of the original.
         OSError: The dead letters cannot be written.
     """
     with closing(State(configuration.state_path)) as state:
@@ -65,9 +65,9 @@ def _delivering(configuration: Configuration, state: State) -> Iterator[list[Del
 
 @contextmanager
 def _promotions(registry: ModelRegistry, configuration: Configuration, state: State, events: Events) -> Iterator[None]:
-    """Return a context manager in which a thread looks for versions that were archived later, if a hook wants it.
+    """Return a context manager in which a thread looks for promoted versions, if a hook gets their events.
 
-    A promotion changes nothing that watchers are notified of, so it is looked for.
+    Watchers are not notified of promotions, so they are polled for.
     """
     is_stopped = threading.Event()
 

@@ -1,4 +1,4 @@
-"""Signatures of posts, as https://www.standardwebhooks.com describes them: an HMAC of id, time and body."""
+"""Signatures of posts, by https://www.standardwebhooks.com: an HMAC of id, time and body."""
 
 import base64
 import binascii
@@ -14,7 +14,7 @@ TIME_HEADER = "webhook-timestamp"
 SIGNATURE_HEADER = "webhook-signature"
 
 TOLERANCE_SECONDS = 300
-"""How old a post may be: so long one that somebody recorded can be sent again."""
+"""How old a post may be, which limits how long a recorded post can be replayed."""
 
 SECRET_PREFIX = "whsec_"  # noqa: S105 # what the standard puts before secrets
 _SECRET_MIN_BYTES = 24
@@ -25,14 +25,14 @@ def key_of(secret: str) -> bytes:
     """Return the key of a secret: the base64 after ``whsec_``, else the bytes of the text.
 
     Raises:
-        InvalidError: It has less than 24 bytes, or is no base64. The message does not have it.
+        InvalidError: It has less than 24 bytes, or is not base64. The message does not contain it.
     """
     text = secret.strip()
     if text.startswith(SECRET_PREFIX):
         try:
             key = base64.b64decode(text.removeprefix(SECRET_PREFIX), validate=True)
         except binascii.Error:
-            raise InvalidError(f"the secret begins with {SECRET_PREFIX}, and is no base64 after that") from None
+            raise InvalidError(f"the secret begins with {SECRET_PREFIX}, but is not base64 after that") from None
     else:
         key = text.encode()
     if len(key) < _SECRET_MIN_BYTES:
@@ -73,7 +73,7 @@ def verify(
         now_seconds: The time now; that of the system when None.
 
     Raises:
-        SignatureError: A header is missing or malformed, the time is too far away, or no signature is right.
+        SignatureError: A header is missing or malformed, the time is too far from now, or no signature is valid.
         InvalidError: The secret is too short.
     """
     key = key_of(secret)
@@ -87,9 +87,9 @@ def verify(
         raise SignatureError(f"the post is {age_seconds:.0f} seconds old")
     wanted = _signature(key, message_id, seconds, body)
     given = [each.partition(",")[2] for each in signatures.split() if each.startswith(f"{_VERSION},")]
-    # All of them are compared, in a time that says nothing about the right one.
+    # Compare all of them in constant time.
     if not any([hmac.compare_digest(each.encode(), wanted.encode()) for each in given]):  # noqa: C419
-        raise SignatureError("no signature of the post is right")
+        raise SignatureError("no signature of the post is valid")
     return message_id
 
 

@@ -1,4 +1,4 @@
-"""What survives a restart, in a database of SQLite: the position in the news, what is known, and posts that wait.
+"""The state of webhooks in an SQLite database: the position in the watch, known versions and aliases, waiting posts.
 
 An event and the position after it are written in one transaction, so no event is lost and none is queued twice. A post
 is removed once its receiver has confirmed it; a crash before that sends it again.
@@ -64,7 +64,7 @@ class State:
         path: The file.
 
     Raises:
-        PreconditionError: Another process uses it, or it is no such database.
+        PreconditionError: Another process uses it, or it is not such a database.
     """
 
     def __init__(self, path: Path) -> None:
@@ -85,7 +85,7 @@ class State:
 
     @contextmanager
     def changing(self) -> Iterator[None]:
-        """Return a context manager in which all changes are one; those who wait for posts look then."""
+        """Return a context manager for one transaction; threads that wait for posts are woken at its end."""
         with self._lock:
             self._database.execute("BEGIN")
             try:
@@ -103,16 +103,16 @@ class State:
     # The position.
 
     def token(self, model_ids: Iterable[str]) -> str:
-        """Return where to go on with some models; empty for the beginning, or if other models were followed."""
+        """Return where to resume the watch of some models; empty at the first start, or if the models have changed."""
         found = dict(self._rows("SELECT name, value FROM texts"))
         return found.get(_TOKEN, "") if found.get(_MODELS) == json.dumps(list(model_ids)) else ""
 
     def set_token(self, token: str, model_ids: Iterable[str]) -> None:
-        """Record where to go on."""
+        """Record where to resume."""
         for name, value in ((_TOKEN, token), (_MODELS, json.dumps(list(model_ids)))):
             self._rows("INSERT OR REPLACE INTO texts VALUES (?, ?)", name, value)
 
-    # What is known.
+    # Known versions, aliases and consumers.
 
     def set_aliases(
         self, model_id: str, aliases: dict[str, tuple[int, int]]
@@ -156,7 +156,7 @@ class State:
         return dict(self._rows("SELECT model_id, min(version_number) FROM transient GROUP BY model_id"))
 
     def forget_model(self, model_id: str) -> None:
-        """Forget a model that is gone."""
+        """Forget a deleted model."""
         for table in ("aliases", "transient", "lagging"):
             self._rows(f"DELETE FROM {table} WHERE model_id = ?", model_id)  # noqa: S608 # our own names
 
@@ -177,7 +177,7 @@ class State:
         self._rows("INSERT INTO posts (hook, message_id, body) VALUES (?, ?, ?)", hook, f"msg_{uuid.uuid4().hex}", body)
 
     def first_post(self, hook: str) -> Post | None:
-        """Return the event that is next for a receiver."""
+        """Return the next event for a receiver."""
         rows = self._rows(
             "SELECT id, message_id, body, tries, first_try FROM posts WHERE hook = ? ORDER BY id LIMIT 1", hook
         )
@@ -189,7 +189,7 @@ class State:
         return count
 
     def note_failure(self, post: Post) -> Post:
-        """Record a try that failed, and return the post as it is now."""
+        """Record a failed try, and return the updated post."""
         first = time.time() if post.first_try is None else post.first_try
         with self.changing():
             self._rows("UPDATE posts SET tries = tries + 1, first_try = ? WHERE id = ?", first, post.number)

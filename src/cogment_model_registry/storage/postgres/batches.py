@@ -1,11 +1,12 @@
-"""The publishing of transient versions: those of one model that wait for their turn on this server share it.
+"""Publishing transient versions: publishes to one model that wait on this server share one change.
 
-Changes of a model take turns over all servers, and each turn takes several trips to PostgreSQL. So whoever publishes
-while another change of the model is under way joins a batch, which is one change: it takes as many numbers as it has
-members, each of them keeps its bytes, and all rows are committed at once. A member that fails uses up its number, and
-the others do not notice.
+Changes of a model take turns over all servers, and each turn takes several round trips to PostgreSQL. So a publish that
+begins while another change of the model is in progress joins a batch, which is one change: it takes a number for each
+member, each member keeps its bytes, and all rows are committed together. A member that fails uses up its number, and
+does not affect the others.
 
-The transaction changes tables that a crash empties, and waits for no disk, unless the mark of the numbers was raised.
+The transaction changes unlogged tables, which a crash empties, so it waits for no disk unless it raises the mark of the
+numbers.
 """
 
 import asyncio
@@ -36,9 +37,9 @@ from cogment_model_registry.storage.postgres.translation import UnclearError
 from cogment_model_registry.system.tasks import TaskSet, run_to_end
 
 _MEMBERS_MAX = 64
-"""How many publishes share a change at most, so that those of other servers get their turn."""
+"""How many publishes can share a change, so that those of other servers get their turn."""
 
-# A version is shown only if its upload, where it can be repeated, was not finished elsewhere.
+# A version becomes visible only if its upload, if it has a request id, was not finished on another server.
 SHOW = """
 WITH given AS (
     SELECT * FROM jsonb_to_recordset($5::jsonb)
@@ -64,7 +65,7 @@ appeared AS (INSERT INTO appearances SELECT $1, number, $4 FROM accepted ON CONF
 SELECT number, pg_notify('cogment_model_registry', message) FROM accepted ORDER BY number
 """
 
-# Takes numbers without an answer but their count: if they are the next ones, durably marked, and need no signatures.
+# Takes numbers if they are the next ones, below the durable mark, and the model demands no signatures.
 _TAKE = """
 UPDATE heads SET last_number = $3, stamp = pg_current_xact_id() FROM models m
 WHERE heads.life = $1 AND heads.last_number = $2 AND m.life = $1 AND m.mark >= $3 AND m.signers = '{}'
@@ -80,7 +81,7 @@ PREPARE forget(jsonb, integer) AS {FORGET}
 
 
 def _literal(text: str) -> str:
-    """Return a text as a literal of SQL, where ``standard_conforming_strings`` is on."""
+    """Return a text as a literal of SQL; ``standard_conforming_strings`` must be on."""
     return "'" + text.replace("'", "''") + "'"
 
 
@@ -88,7 +89,7 @@ class _Slot(OwnSlot):
     """A slot that also makes versions invisible.
 
     Attributes:
-        evicted: They.
+        evicted: The versions.
     """
 
     def __init__(self, number: int) -> None:
@@ -104,8 +105,8 @@ class _Member:
     """A publish in a batch.
 
     Attributes:
-        taken: Its slot, once it has one.
-        left: What it wants to be visible; None when it failed, or wants nothing.
+        taken: Its slot; None until it has one.
+        left: The version to make visible; None if it failed, or has none.
         over: Done when the batch was committed.
         context: The context of the call, with its journal.
     """
@@ -118,9 +119,9 @@ class _Member:
         self.context = copy_context()
 
     def take(self, number: int, model_id: str) -> None:
-        """Begin: the number is its own."""
+        """Begin with a number of its own."""
         if self.left.done():
-            return  # it has given up; the number is used up nevertheless
+            return  # it has given up; its number stays used up
         try:
             check_version_number(number, model_id)
         except ModelRegistryError as error:
@@ -129,16 +130,16 @@ class _Member:
             self.taken.set_result(_Slot(number))
 
     def leave(self, info: VersionInfo | None) -> None:
-        """End, as far as the publish itself is concerned."""
+        """End the work of the publish; the batch is committed later."""
         if not self.left.done():
             self.left.set_result(info)
 
     def fail(self, error: ModelRegistryError) -> None:
-        """Let the publish fail, unless it has come to its end."""
+        """Let the publish fail, unless it has ended."""
         for future in (self.taken, self.over):
             if not future.done():
                 future.set_exception(error)
-                future.exception()  # retrieved: perhaps nobody waits for it any more
+                future.exception()  # marked as retrieved, since the publish may have been cancelled
         self.leave(None)
 
     def end(self) -> None:
@@ -182,7 +183,7 @@ class _Batch:
     """Publishes that share one change.
 
     Attributes:
-        members: They.
+        members: The publishes.
         is_open: Whether others may join.
     """
 
@@ -191,8 +192,8 @@ class _Batch:
         self.is_open = True
         self._core = core
         self._ref = ref
-        self._numbered: list[_Member] = []  # those who have a number
-        self._expected = 0  # the number before the first one, if it is known
+        self._numbered: list[_Member] = []  # those that have a number
+        self._expected = 0  # the number before the first one; None if it is not known
 
     def join(self) -> _Member:
         """Return a new member."""
@@ -217,7 +218,7 @@ class _Batch:
                 member.fail(failure)
 
     def _close(self) -> str:
-        """Let nobody join any more; return the statement that takes the numbers, if it is known which are the next."""
+        """Admit no more members; return the statement that takes the numbers, if the next numbers are known."""
         core, life = self._core, self._ref.life
         self.is_open = False
         self._numbered = [member for member in self.members if not member.left.done()]
@@ -251,7 +252,7 @@ class _Batch:
             core.signers.pop(ref.life, None)
 
     async def _end(self, change: Change, *, durably: bool) -> None:
-        """Commit what the members have left."""
+        """Commit the versions of the members."""
         core, ref = self._core, self._ref
         left = [(member, info) for member in self._numbered if (info := member.left.result())]
         shown = _without_repeated([_Shown(core, ref, member, info) for member, info in left])
@@ -259,8 +260,8 @@ class _Batch:
         forgotten = [held for info in evicted if (held := let_go(core, info))]
         doing = ""
         if forgotten:
-            # It is not known here which of them others have: this server hears of those that are lost as of a change
-            # that another one has made.
+            # It is not known here which of them other servers have: versions that are lost are announced to this server
+            # like changes by another server.
             sent = [message for held in forgotten for message in messages(0, 0, [lost_note(held)])]
             doing = f"EXECUTE forget({_literal(forgotten_json(forgotten, sent))}, {change.server}); "
         try:
@@ -273,7 +274,7 @@ class _Batch:
             raise
 
     async def _show(self, change: Change, shown: Sequence[_Shown], doing: str, *, durably: bool) -> None:
-        """Commit the rows of versions, after other statements, and record those that are visible then."""
+        """Commit the rows of versions, after other statements, and record those that have become visible."""
         core, ref = self._core, self._ref
         first, last = shown[0].info.number, shown[-1].info.number
         await forget_appearances(change, ref, first, last)
@@ -312,7 +313,7 @@ class _Batch:
 
 
 def _without_repeated(shown: Sequence[_Shown]) -> list[_Shown]:
-    """Return those whose uploads are not those of earlier ones; let the others fail."""
+    """Return the members whose uploads were not finished before; let the others fail."""
     kept: list[_Shown] = []
     request_ids: set[str] = set()
     for each in shown:
@@ -339,7 +340,7 @@ class Batches:
         self._tasks = TaskSet()
 
     async def close(self) -> None:
-        """End publishes under way, whose connections are closed."""
+        """End publishes in progress, whose connections are closed."""
         await self._tasks.cancel()
 
     @asynccontextmanager
@@ -352,7 +353,7 @@ class Batches:
             member.leave(slot.info)
         except BaseException:
             member.leave(None)
-            if member.taken.done():  # the number is used up nevertheless, before the error is known
+            if member.taken.done():  # the number is used up before the error is reported
                 with contextlib.suppress(ModelRegistryError):
                     await run_to_end(_done(member.over))
             raise

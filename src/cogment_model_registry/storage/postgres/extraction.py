@@ -1,4 +1,4 @@
-"""Models of the shared catalog, taken out of it: for an export, and when one server takes over what several shared."""
+"""Reads models from the shared catalog: for an export, and for a copy to an archive of one server."""
 
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
@@ -21,7 +21,7 @@ from cogment_model_registry.storage.postgres.rows import (
 from cogment_model_registry.storage.postgres.translation import Record
 
 _LAST_NUMBER = "greatest(coalesce(h.last_number, m.mark), (SELECT max(number) FROM versions v WHERE v.life = m.life))"
-"""No number up to this one may be given again; after a crash of PostgreSQL that is not known exactly."""
+"""No number up to this one may be reused; after a crash of PostgreSQL it may be higher than necessary."""
 
 _LISTING = f"""
 SELECT m.model_id, m.user_data, {_LAST_NUMBER} AS last_number,
@@ -61,7 +61,7 @@ class Extraction:
         return [_contents(row, row["numbers"]) for row in await self._connections.fetch("read_whole_listing", _LISTING)]
 
     async def read_model(self, model_id: str) -> WholeModel | None:
-        """Return a model with all that it has at one moment; None if it does not exist.
+        """Return a model with its versions and aliases as they are at one moment; None if it does not exist.
 
         Raises:
             UnavailableError: PostgreSQL does not answer.
@@ -104,7 +104,7 @@ def _contents(row: Record, numbers: Sequence[int]) -> FolderContents:
 
 @asynccontextmanager
 async def opened_extraction(url: str) -> AsyncGenerator[Extraction, None]:
-    """Return a context manager with what reads the catalog in a database.
+    """Return a context manager that opens the catalog of a database for reading.
 
     Raises:
         StartError: PostgreSQL does not answer, or the database is not usable.

@@ -1,6 +1,6 @@
-"""The evictions of transient versions: those that come while one statement is under way share the next one.
+"""Evictions of transient versions: those that occur while one statement is in progress share the next one.
 
-They take no lock of a model: versions are evicted while others of the same model are published, usually one for each.
+They do not lock the model, because usually each publish to a model evicts one of its versions.
 """
 
 import asyncio
@@ -13,7 +13,7 @@ from cogment_model_registry.storage.postgres.core import Core, Held
 from cogment_model_registry.storage.postgres.notes import Note
 from cogment_model_registry.storage.postgres.rows import TIME_OFFSET
 
-# Rows are locked in order, so that two servers that forget the same versions never wait for each other.
+# Rows are locked in order, so that two servers that forget the same versions cannot deadlock.
 FORGET = """
 WITH given AS (
     SELECT * FROM jsonb_to_recordset($1::jsonb)
@@ -38,7 +38,7 @@ SELECT life, number, pg_notify('cogment_model_registry', message) FROM gone
 
 
 def let_go(core: Core, info: VersionInfo) -> Held | None:
-    """Hold a version no more whose bytes are gone; return it if this server held it."""
+    """Remove this server from the holders of a version whose bytes are gone; return it if this server held it."""
     held = core.held.get((info.model_id, info.number))
     if held is None or (held.info is not info and held.info != info):
         return None
@@ -46,11 +46,11 @@ def let_go(core: Core, info: VersionInfo) -> Held | None:
 
 
 def forgotten_json(forgotten: Sequence[Held], messages: Sequence[str]) -> str:
-    """Return the first value of `FORGET`.
+    """Return the first parameter of `FORGET`.
 
     Args:
         forgotten: The versions.
-        messages: For each of them what is sent if nobody else has it.
+        messages: For each of them, the message that is sent if no other server has it.
     """
     return json.dumps(
         [
@@ -67,12 +67,12 @@ def forgotten_json(forgotten: Sequence[Held], messages: Sequence[str]) -> str:
 
 
 def lost_note(held: Held) -> Note:
-    """Return the note of an eviction."""
+    """Return the message about an eviction."""
     return Note("lost", held.info.model_id, held.life, [held.info.number], "evicted")
 
 
 async def forget_held(core: Core, forgotten: Sequence[Held]) -> None:
-    """Record that this server has not the bytes of some versions any more.
+    """Record that this server no longer has the bytes of some versions.
 
     Raises:
         UnavailableError: PostgreSQL does not answer.
@@ -88,7 +88,7 @@ async def forget_held(core: Core, forgotten: Sequence[Held]) -> None:
 
 
 class Forgetting:
-    """Makes versions invisible whose bytes this server has not any more.
+    """Records which versions this server no longer has; the last holder makes a version invisible.
 
     Args:
         core: The state of the catalog.
@@ -101,9 +101,9 @@ class Forgetting:
         self._next: asyncio.Task[None] | None = None
 
     async def forget(self, info: VersionInfo) -> None:
-        """Record that this server has not the bytes of a version any more; see `Catalog.forget`.
+        """Record that this server no longer has the bytes of a version; see `Catalog.forget`.
 
-        While PostgreSQL is away, it is done later (see `Leases.beat`).
+        While PostgreSQL is not available, it is postponed (see `Leases.beat`).
         """
         held = let_go(self._core, info)
         if held is None:
@@ -114,7 +114,7 @@ class Forgetting:
         await asyncio.shield(self._next)
 
     async def _forget_all(self) -> None:
-        """Forget those that wait when it is this one's turn."""
+        """Forget all waiting versions in one statement."""
         async with self._turn:
             forgotten, self._waiting, self._next = self._waiting, [], None
             try:

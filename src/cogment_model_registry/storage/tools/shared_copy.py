@@ -1,7 +1,7 @@
-"""A copy of an archive that several servers share, for one server: the archive, and its catalog out of PostgreSQL.
+"""Copies an archive that several servers share, for one server: the archive, and its catalog from PostgreSQL.
 
-What the catalog has of a model is read at one moment, right before its versions are copied, and these are all that is
-copied: other records in the object store belong to no version.
+Each model is read from the catalog at one moment, right before its versions are copied. Only the versions in the
+catalog are copied: other records in the object store belong to no version.
 """
 
 import contextlib
@@ -25,14 +25,14 @@ from cogment_model_registry.storage.tools.model_transfer import replace_notes
 
 
 def contents_of(model: WholeModel) -> FolderContents:
-    """Return what a catalog says that the archive has of a model."""
+    """Return the part of a model in the catalog that belongs in an archive."""
     numbers = [info.number for info in model.versions]
     last_number = numbers[-1] if numbers else 0
     return FolderContents(model.info, numbers, last_number=last_number, high_water_mark=model.last_number)
 
 
 def notes_of(model: WholeModel) -> ModelNotes:
-    """Return what people have said of a model and its versions."""
+    """Return the annotations of a model: aliases, tags, metrics and rules."""
     identities = {info.number: (info.created_ns, info.data_hash) for info in model.versions}
     notes = {number: VersionNotes(each, identities[number]) for number, each in model.annotations.items()}
     for alias in model.aliases:
@@ -48,15 +48,15 @@ async def copy_shared(
 
     Args:
         source: The archive, opened to be read.
-        extraction: Reads the catalog.
+        extraction: The reader of the catalog.
         target: The copy, which this process owns.
         folder: The directory of the catalog of the copy, which this process owns.
-        advance: Called with the bytes of versions that were copied, or need not be.
+        advance: Called with the number of bytes of each version that was copied or did not need to be.
 
     Raises:
         ExistsError: The copy has a token with the name of another one.
-        InvalidError: The copy has what the archive does not have.
-        NotFoundError: The catalog has no model.
+        InvalidError: The copy has a model or a version that the archive does not have.
+        NotFoundError: The catalog has no models.
         StartError: The catalog of the copy cannot be written.
         UnavailableError: PostgreSQL or an object store does not answer.
     """
@@ -87,7 +87,7 @@ async def copy_shared(
 
 
 async def _keep(connection: Connection, target: FolderArchive, model: WholeModel) -> None:
-    """Keep what people have said of a model that was copied, as far as its versions are there."""
+    """Write the annotations of a copied model, for the versions that the copy has."""
     notes = notes_of(model)
     model_id, numbers = model.info.model_id, [*notes.versions]
     infos: dict[int, VersionInfo] = {}

@@ -1,4 +1,4 @@
-"""/api/v1: what the command line of the client can do, in JSON; and the short addresses of bytes."""
+"""/api/v1: the operations of the command line as JSON; and the short addresses of the bytes of versions."""
 
 from collections.abc import Sequence
 

@@ -9,20 +9,20 @@ from cogment_model_registry.errors import InvalidError, quoted
 from cogment_model_registry.web.forms import read_json
 
 _NAMES = {
-    str: "a text",
+    str: "a string",
     bool: "true or false",
     dict: "an object",
     list: "a list",
-    object: "a number or a text",
+    object: "a number or a string",
 }
 _SHOWN = 200
 
 
 REVISIONS = LONG = range(2**63)
-"""The numbers that revisions and sizes may be."""
+"""The range of revisions and sizes."""
 
 NUMBERS = range(2**32)
-"""The numbers that those of versions, counts and seconds may be."""
+"""The range of numbers of versions, counts and seconds."""
 
 
 async def read_fields(request: Request, **kinds: type | range) -> Mapping[str, Any]:
@@ -33,8 +33,8 @@ async def read_fields(request: Request, **kinds: type | range) -> Mapping[str, A
         kinds: The fields that it may have, with their types; a range for whole numbers.
 
     Raises:
-        InvalidError: It has another one, or one of another type.
-        RefusedError: It is no JSON.
+        InvalidError: A field is unknown or has another type.
+        RefusedError: The body is not JSON.
     """
     document = await read_json(request)
     if not isinstance(document, dict):
@@ -42,7 +42,7 @@ async def read_fields(request: Request, **kinds: type | range) -> Mapping[str, A
     for name, value in document.items():
         if name not in kinds:
             known = ", ".join(kinds) or "none"
-            raise InvalidError(f"the body has the field {quoted(name)}; the fields are {known}")
+            raise InvalidError(f"the field {quoted(name)} in the body is unknown; allowed are {known}")
         if value is not None and not _is_of(value, kinds[name]):
             raise InvalidError(f"{name} is {quoted(str(value)[:_SHOWN])}; it must be {_text_of(kinds[name])}")
     return {name: value for name, value in document.items() if value is not None}
@@ -61,13 +61,13 @@ def _text_of(kind: type | range) -> str:
 
 
 def texts(fields: Mapping[str, Any], name: str) -> dict[str, str]:
-    """Return a field that is an object of texts.
+    """Return a field that is an object of strings.
 
     Raises:
-        InvalidError: A value is no text.
+        InvalidError: A value is not a string.
     """
     given: dict[str, Any] = fields.get(name, {})
     for key, value in given.items():
         if not isinstance(value, str):
-            raise InvalidError(f"{name}.{key} is {quoted(str(value))}; it must be a text")
+            raise InvalidError(f"{name}.{key} is {quoted(str(value))}; it must be a string")
     return given

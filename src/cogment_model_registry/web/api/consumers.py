@@ -16,7 +16,7 @@ from cogment_model_registry.web.state import registry_of
 
 
 async def find(request: Request) -> Response:
-    """Answer with the consumers that a filter accepts, of a model or of all."""
+    """Answer with the consumers that match a filter, of a model or of all."""
 
     async def page(query: Mapping[str, str], size: int, token: str) -> Page[Consumer]:
         model_id = request.path_params.get("model", "")
@@ -26,7 +26,7 @@ async def find(request: Request) -> Response:
 
 
 async def report(request: Request) -> Response:
-    """Take the report of a consumer, and answer with its lag."""
+    """Record the report of a consumer, and answer with its lag."""
     parameters(request, ())
     fields = await read_fields(
         request, version_number=NUMBERS, state=str, error=str, labels=dict, ttl_seconds=NUMBERS, held_versions=list

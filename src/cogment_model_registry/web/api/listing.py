@@ -10,7 +10,7 @@ from cogment_model_registry.client.lifecycle_calls import Page
 from cogment_model_registry.web.parameters import parameters, whole_number
 
 PAGE_ITEMS, PAGE_MAX_ITEMS = 100, 1000
-"""How many entries a page has, if nothing is said, and at most."""
+"""How many entries a page has by default, and at most."""
 
 _T = TypeVar("_T")
 
@@ -26,10 +26,10 @@ async def page_of(
 
     Args:
         request: The request.
-        name: What the list is called.
-        find: Returns a page, for the parameters, a size and the token of a page.
-        as_json: Returns the object that stands for an entry.
-        allowed: The parameters, next to those of all listings.
+        name: The name of the list in the answer.
+        find: Returns a page for the parameters, a size and the token of the page.
+        as_json: Returns the JSON object for an entry.
+        allowed: The allowed parameters, in addition to those of all listings.
     """
     query = parameters(request, {*allowed, "page_size", "page_token"})
     size = whole_number(query, "page_size", 1, PAGE_MAX_ITEMS, PAGE_ITEMS)

@@ -1,4 +1,4 @@
-"""Models over HTTP: themselves, their retention, their share of memory, their signers and their history."""
+"""Models over HTTP, with their retention, share of memory, signers and history."""
 
 from collections.abc import Mapping
 from http import HTTPStatus
@@ -33,7 +33,7 @@ def _model_of(request: Request) -> str:
 
 
 async def find(request: Request) -> Response:
-    """Answer with the models that a filter accepts."""
+    """Answer with the models that match a filter."""
 
     async def page(query: Mapping[str, str], size: int, token: str) -> Page[ModelSummary]:
         return await registry_of(request).pages.models_page(query.get("filter", ""), size, token)
@@ -48,7 +48,7 @@ async def get(request: Request) -> Response:
 
 
 async def put(request: Request) -> Response:
-    """Create a model, or replace the `user_data` of one."""
+    """Create a model, or replace the `user_data` of an existing one."""
     query = parameters(request, {"replace"})
     fields = await read_fields(request, user_data=dict)
     model = await registry_of(request).create_model(
@@ -89,7 +89,7 @@ async def put_retention(request: Request) -> Response:
 
 
 async def apply_retention(request: Request) -> Response:
-    """Delete what the rules of a model do not keep, or say what that is."""
+    """Apply the rules of a model, or answer with what they would delete."""
     return await _apply(request, _model_of(request))
 
 
@@ -102,13 +102,13 @@ async def _apply(request: Request, model_id: str | None) -> Response:
     parameters(request, ())
     fields = await read_fields(request, rules=list, dry_run=bool)
     rules = rules_from_json(fields["rules"], "rules") if "rules" in fields else None
-    is_dry_run = _required(fields, "dry_run")  # so that nothing is deleted by a forgotten word
+    is_dry_run = _required(fields, "dry_run")  # so that nothing is deleted because a field was forgotten
     report = await registry_of(request).apply_retention(model_id, rules=rules, dry_run=is_dry_run)
     return JSONResponse(report_as_json(report))
 
 
 async def put_share(request: Request) -> Response:
-    """Replace the share of a model of the transient store."""
+    """Replace the share that a model has of the memory for transient versions."""
     parameters(request, ())
     names = ("max_items", "max_bytes", "reserved_items", "reserved_bytes")
     fields = await read_fields(request, **dict.fromkeys(names, LONG), expected=REVISIONS)
@@ -128,7 +128,7 @@ async def put_signers(request: Request) -> Response:
 
 def _keys_of(texts_of_keys: list[object]) -> list[PublicKey]:
     if not all(isinstance(text, str) for text in texts_of_keys):
-        raise InvalidError("each of keys must be a text, a public key in PEM")
+        raise InvalidError("each of keys must be a string, a public key in PEM")
     return parse_public_keys("\n".join(map(str, texts_of_keys)).encode(errors="replace")) if texts_of_keys else []
 
 
@@ -146,7 +146,7 @@ def _moment(text: str) -> int:
     try:
         return parse_timestamp(text)
     except ValueError:
-        raise InvalidError("since must be a time as RFC 3339 has it, such as 2026-01-31T12:00:00Z") from None
+        raise InvalidError("since must be a time in the format of RFC 3339, such as 2026-01-31T12:00:00Z") from None
 
 
 def _required(fields: Mapping[str, Any], name: str) -> Any:

@@ -157,7 +157,7 @@ def document() -> dict[str, Any]:
             "securitySchemes": {"token": {"type": "http", "scheme": "bearer"}},
             "responses": {
                 "Problem": {
-                    "description": "It was not done, and why.",
+                    "description": "An error: nothing was done.",
                     "content": {"application/problem+json": {"schema": _ref("Problem")}},
                 }
             },
@@ -167,7 +167,7 @@ def document() -> dict[str, Any]:
 
 
 def _described(operation: Operation) -> dict[str, Any]:
-    """Return an operation as the document has it."""
+    """Return an operation in the format of the document."""
     success: dict[str, Any] = {"description": "Done."}
     if "/" in operation.reply:
         success["content"] = {operation.reply: {"schema": TEXT}}

@@ -14,7 +14,7 @@ from cogment_model_registry.web.api import consumers, models, versions
 PREFIX = "/api/v1"
 
 Schema: TypeAlias = Mapping[str, object]
-"""A schema of JSON, as OpenAPI 3.1 has it."""
+"""A JSON schema, in the format of OpenAPI 3.1."""
 
 TEXT: Schema = {"type": "string"}
 WHOLE: Schema = {"type": "integer", "minimum": 0}
@@ -45,8 +45,8 @@ class Operation:
     Attributes:
         method: The method.
         path: The path below `PREFIX`.
-        handler: What answers it.
-        summary: What it does, in a line.
+        handler: The function that answers it.
+        summary: What it does, in one line.
         parameters: Its parameters, without those of the path.
         body: The fields of its JSON body, with their schemas; None if it has no such body.
         required: The fields that it must have.
@@ -66,21 +66,28 @@ class Operation:
 
     @property
     def id(self) -> str:
-        """A name that no other operation has."""
+        """A unique name."""
         return "_".join([self.method.lower(), *re.findall(r"\w+", self.path)])
 
 
-_FILTER = Parameter("filter", 'What to accept, such as: metrics.return > 100 AND tags.stage = "trial".')
+_FILTER = Parameter("filter", 'The filter, such as: metrics.return > 100 AND tags.stage = "trial".')
 _ORDER = Parameter("order_by", "The order, such as: metrics.return desc.")
 _PAGE = (
-    Parameter("page_size", "How many entries.", {"type": "integer", "minimum": 1, "maximum": 1000, "default": 100}),
+    Parameter(
+        "page_size",
+        "The number of entries in a page, at most.",
+        {"type": "integer", "minimum": 1, "maximum": 1000, "default": 100},
+    ),
     Parameter("page_token", "The next_page_token of the page before."),
 )
-_EXPECTED: Schema = {"type": "integer", "description": "The revision that it must have now; 0 for an alias: no such."}
+_EXPECTED: Schema = {
+    "type": "integer",
+    "description": "The revision that it must have now; 0 if the alias must not exist.",
+}
 _TAGS: Schema = {
     "type": "object",
     "additionalProperties": {"type": ["string", "null"]},
-    "description": "Texts to set by name; null to remove one.",
+    "description": "Strings to set by name; null to remove one.",
 }
 _METRICS: Schema = {
     "type": "object",
@@ -90,14 +97,16 @@ _METRICS: Schema = {
 _USER_DATA: Schema = {"type": "object", "additionalProperties": {"type": "string"}}
 _RULES: Schema = {"type": "array", "items": {"$ref": "#/components/schemas/Rule"}}
 _UPLOAD = (
-    Parameter("archived", "Whether to archive it: durable before the answer, and never evicted.", SWITCH),
-    Parameter("tag", "A tag, NAME=TEXT; may be given several times."),
-    Parameter("metric", "A metric, NAME=NUMBER; may be given several times."),
-    Parameter("user_data", "An annotation, KEY=TEXT; may be given several times."),
-    Parameter("alias", "An alias to point to it, which archives it; may be given several times."),
+    Parameter(
+        "archived", "Whether to store it as an archived version: durable before the answer, and never evicted.", SWITCH
+    ),
+    Parameter("tag", "A tag, NAME=TEXT; can be given several times."),
+    Parameter("metric", "A metric, NAME=NUMBER; can be given several times."),
+    Parameter("user_data", "An entry of user_data, KEY=TEXT; can be given several times."),
+    Parameter("alias", "An alias to point to it, which makes it archived; can be given several times."),
     Parameter("create_model", "Whether to create the model if it does not exist; on by default.", SWITCH),
-    Parameter("Idempotency-Key", "The same key with the same request is the same version.", TEXT, "header"),
-    Parameter("Repr-Digest", "The hash of the bytes, sha-256=:BASE64:, to be checked.", TEXT, "header"),
+    Parameter("Idempotency-Key", "A repeated request with the same key returns the same version.", TEXT, "header"),
+    Parameter("Repr-Digest", "The hash with which the bytes are checked, sha-256=:BASE64:.", TEXT, "header"),
 )
 _DOWNLOAD = (
     Parameter("Range", "A part, bytes=FIRST-LAST.", TEXT, "header"),
@@ -107,9 +116,9 @@ _DOWNLOAD = (
 _EVENTS = (
     Parameter("mode", "latest: the newest version of each model; all: every version.", {"enum": ["latest", "all"]}),
     _FILTER,
-    Parameter("consumers", "Whether to tell what consumers report.", SWITCH),
-    Parameter("resume_token", "The id of the last event; the header Last-Event-ID, if it is given, counts instead."),
-    Parameter("Last-Event-ID", "As above, which browsers send by themselves.", TEXT, "header"),
+    Parameter("consumers", "Whether to send the reports of consumers.", SWITCH),
+    Parameter("resume_token", "The id of the last event; the header Last-Event-ID takes precedence."),
+    Parameter("Last-Event-ID", "The id of the last event; browsers send it by themselves.", TEXT, "header"),
 )
 _BYTES, _EVENT_STREAM = "application/octet-stream", "text/event-stream"
 _MODEL, _VERSION, _ALIAS = "/models/{model}", "/models/{model}/versions/{version}", "/models/{model}/aliases/{alias}"
@@ -156,7 +165,7 @@ OPERATIONS: Sequence[Operation] = (
         "PUT",
         _MODEL + "/versions",
         uploads.create,
-        "Create a version of the body.",
+        "Create a version from the body.",
         _UPLOAD,
         reply="Version",
         status=201,
@@ -165,7 +174,7 @@ OPERATIONS: Sequence[Operation] = (
         "POST",
         _MODEL + "/versions",
         uploads.create,
-        "Create a version of the body.",
+        "Create a version from the body.",
         _UPLOAD,
         reply="Version",
         status=201,
@@ -192,7 +201,7 @@ OPERATIONS: Sequence[Operation] = (
         "POST",
         _VERSION + "/promote",
         versions.promote,
-        "Make a transient version archived.",
+        "Promote a transient version, which makes it archived.",
         body={"alias": TEXT},
         reply="Version",
     ),
@@ -231,7 +240,7 @@ OPERATIONS: Sequence[Operation] = (
         "POST",
         _MODEL + "/retention/apply",
         models.apply_retention,
-        "Delete what the rules of a model do not keep, or say what that is.",
+        "Apply the rules of a model, or return what they would delete.",
         body={"dry_run": SWITCH, "rules": _RULES},
         required=["dry_run"],
         reply="RetentionReport",
@@ -240,7 +249,7 @@ OPERATIONS: Sequence[Operation] = (
         "POST",
         "/retention/apply",
         models.apply_all_retention,
-        "The same for all models.",
+        "Apply the rules of all models, or return what they would delete.",
         body={"dry_run": SWITCH, "rules": _RULES},
         required=["dry_run"],
         reply="RetentionReport",
@@ -249,7 +258,7 @@ OPERATIONS: Sequence[Operation] = (
         "PUT",
         _MODEL + "/share",
         models.put_share,
-        "Replace the share of a model of the memory for transient versions.",
+        "Replace the share that a model has of the memory for transient versions.",
         body={
             "max_items": WHOLE,
             "max_bytes": WHOLE,
@@ -263,7 +272,7 @@ OPERATIONS: Sequence[Operation] = (
         "PUT",
         _MODEL + "/signers",
         models.put_signers,
-        "Replace the keys of which one must have signed each new version.",
+        "Replace the public keys; one of them must have signed each new version.",
         body={"keys": {"type": "array", "items": TEXT}, "expected": _EXPECTED},
         required=["keys"],
         reply="Model",
@@ -272,8 +281,8 @@ OPERATIONS: Sequence[Operation] = (
         "GET",
         _MODEL + "/history",
         models.history,
-        "Who changed what of a model, newest first.",
-        (Parameter("since", "Only changes since a time, as RFC 3339 has it."), *_PAGE),
+        "List the changes of a model, newest first.",
+        (Parameter("since", "Only changes since a time, in the format of RFC 3339."), *_PAGE),
         reply="ChangePage",
     ),
     Operation(
@@ -307,7 +316,7 @@ OPERATIONS: Sequence[Operation] = (
         "/events",
         events.of_models,
         "Watch some models, or all.",
-        (Parameter("model", "A model; may be given several times."), *_EVENTS),
+        (Parameter("model", "A model; can be given several times."), *_EVENTS),
         reply=_EVENT_STREAM,
     ),
     Operation("GET", _MODEL + "/events", events.of_model, "Watch a model.", _EVENTS, reply=_EVENT_STREAM),

@@ -25,7 +25,7 @@ def _named(request: Request) -> tuple[str, int | str]:
 
 
 async def find(request: Request) -> Response:
-    """Answer with the versions that a filter accepts, of a model or of all."""
+    """Answer with the versions that match a filter, of a model or of all."""
 
     async def page(query: Mapping[str, str], size: int, token: str) -> Page[Version]:
         model_id = request.path_params.get("model")
@@ -62,7 +62,7 @@ async def delete(request: Request) -> Response:
 
 
 async def promote(request: Request) -> Response:
-    """Make a transient version archived."""
+    """Promote a transient version."""
     parameters(request, ())
     fields = await read_fields(request, alias=str)
     version = await registry_of(request).promote(*_named(request), alias=fields.get("alias"))

@@ -1,4 +1,4 @@
-"""The pages, rendered on the server. They can be read without scripts; one small script keeps them current."""
+"""The pages, rendered on the server. They work without JavaScript; one small script keeps them current."""
 
 import time
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ from cogment_model_registry.web.state import State
 
 
 def install(state: State) -> live.Feeds:
-    """Let the templates write what is for people, and return the feeds of pages that stay current."""
+    """Add the filters to the templates, and return the feeds that keep pages current."""
     environment = state.templates.environment
     environment.filters.update(formats.FILTERS)
     environment.globals.update(

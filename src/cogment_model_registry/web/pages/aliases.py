@@ -1,4 +1,4 @@
-"""An alias: where it points, where it pointed, and moving it there and back."""
+"""The page of an alias: where it points, where it pointed before, and changes of it."""
 
 import asyncio
 import time
@@ -24,7 +24,7 @@ _CANDIDATES_MAX = 12
 
 @dataclass(frozen=True, slots=True)
 class History:
-    """What the audit log says.
+    """The changes that the audit log has.
 
     Attributes:
         entries: Changes, newest first.
@@ -36,9 +36,9 @@ class History:
 
 
 async def read_history(registry: Registry, rights: Rights, model_id: str, limit: int = _HISTORY_MAX) -> History:
-    """Return the changes of a model, as far as the server keeps them and whoever asks may read them."""
+    """Return the changes of a model, if the server keeps them and the caller may read them."""
     if not rights.may("admin", model_id):
-        return History(problem="The history takes the scope admin.")
+        return History(problem="You need the scope admin to read the history.")
     try:
         return History(await registry.history(model_id, limit=limit))
     except ModelRegistryError as error:
@@ -80,7 +80,7 @@ class Candidate:
 
     Attributes:
         version: The version.
-        was_there: Whether the alias pointed to it before, as the audit log says.
+        was_there: Whether the alias pointed to it before, according to the audit log.
     """
 
     version: Version
@@ -88,7 +88,7 @@ class Candidate:
 
 
 def candidates(alias: Alias | None, entries: Sequence[HistoryEntry], archived: Sequence[Version]) -> list[Candidate]:
-    """Return the versions that an alias may be rolled back to: where it was, the last one first; then older ones."""
+    """Return the versions to roll an alias back to: those that had it, the last one first; then other older ones."""
     now = alias.version_number if alias else 0
     by_number = {version.number: version for version in archived}
     earlier = dict.fromkeys(
@@ -99,7 +99,7 @@ def candidates(alias: Alias | None, entries: Sequence[HistoryEntry], archived: S
 
 
 def _target(state: Mapping[str, object] | None) -> int:
-    """Return where an alias pointed, as an entry of the audit log has it; 0 if it did not exist."""
+    """Return where an alias pointed according to an entry of the audit log; 0 if it did not exist."""
     number = (state or {}).get("version_number", 0)
     return number if isinstance(number, int) else 0
 
@@ -115,7 +115,7 @@ async def plan_move(request: Request, rights: Rights, fields: Mapping[str, str])
     alias = alias_of(model, name)
     revision = str(alias.revision if alias else 0)
     back = path_of("models", model_id, "aliases", name)
-    refusal = "" if rights.may("alias", model_id, name) else f"That takes the scope alias for {name}, which you lack."
+    refusal = "" if rights.may("alias", model_id, name) else f"You need the scope alias for {name}."
     number = fields.get("version", "").strip()
     if not number.isdecimal():
         return Plan(
@@ -131,9 +131,9 @@ async def plan_move(request: Request, rights: Rights, fields: Mapping[str, str])
     running = await registry.consumers(model_id, limit=1000)
     effects = [_move(name, alias, version.number)]
     if alias is None or alias.version_number != version.number:
-        effects.append("Everyone who deploys by this alias gets that version from now on.")
+        effects.append("Clients that use this alias get that version from now on.")
     if not version.archived:
-        effects.append(f"Version {version.number} is transient: it is archived first, durably.")
+        effects.append(f"Version {version.number} is transient: it is promoted first.")
     already = sum(each.is_live and each.version_number == version.number for each in running)
     if already:
         effects.append(f"{already} of {len(running)} consumers of the model run that version already.")
@@ -161,7 +161,7 @@ def _move(name: str, alias: Alias | None, number: int) -> str:
 
 
 async def move(request: Request, fields: Mapping[str, str]) -> Outcome:
-    """Move an alias, if nobody else has since the page was shown."""
+    """Move an alias, if nobody has changed it since the page was shown."""
     model_id, name = request.path_params["model_id"], request.path_params["alias"]
     number = whole_number(fields.get("version", ""), "the version")
     revision = whole_number(fields.get("revision", ""), "the revision", least=0)
@@ -170,7 +170,7 @@ async def move(request: Request, fields: Mapping[str, str]) -> Outcome:
     alias = await registry.set_alias(model_id, name, number, expected=revision)
     page = path_of("models", model_id, "aliases", name)
     links = {name: page, "Back to the model": path_of("models", model_id)}
-    details = ["It is durable, and everyone who watches the model is notified."]
+    details = ["The change is durable, and all watchers of the model are notified."]
     if before and before.version_number != number:
         details.insert(0, f"It pointed to version {before.version_number} before.")
         undo = with_query(path_of("models", model_id, "aliases", name, "move"), version=before.version_number)
@@ -185,14 +185,14 @@ async def plan_removal(request: Request, rights: Rights, _fields: Mapping[str, s
     """Return what removing an alias will do."""
     model_id, name = request.path_params["model_id"], request.path_params["alias"]
     alias = alias_of(await registry_of(request).describe_model(model_id), name)
-    refusal = "" if rights.may("alias", model_id, name) else f"That takes the scope alias for {name}, which you lack."
+    refusal = "" if rights.may("alias", model_id, name) else f"You need the scope alias for {name}."
     return Plan(
         f"Remove the alias {name}",
         [
-            f"{name} points to version {alias.version_number} now; the name will be gone, and the version stays."
+            f"{name} points to version {alias.version_number} now; the alias is removed, and the version is kept."
             if alias
             else f"{name} does not exist.",
-            "Whoever deploys by this alias gets an error until it exists again.",
+            "Clients that use this alias get an error until it exists again.",
         ],
         f"Remove {name}",
         path_of("models", model_id, "aliases", name) if alias else path_of("models", model_id),
@@ -203,7 +203,7 @@ async def plan_removal(request: Request, rights: Rights, _fields: Mapping[str, s
 
 
 async def remove(request: Request, fields: Mapping[str, str]) -> Outcome:
-    """Remove an alias, if nobody has moved it since the page was shown."""
+    """Remove an alias, if nobody has changed it since the page was shown."""
     model_id, name = request.path_params["model_id"], request.path_params["alias"]
     revision = whole_number(fields.get("revision", ""), "the revision")
     registry = registry_of(request)
@@ -217,7 +217,7 @@ async def remove(request: Request, fields: Mapping[str, str]) -> Outcome:
 
 
 async def create(request: Request) -> Response:
-    """Go on with the alias that a form names: its page of moving it says what that will do."""
+    """Redirect to the page that moves the alias which a form names."""
     model_id = request.path_params["model_id"]
     name, version = (request.query_params.get(field, "").strip() for field in ("name", "version"))
     if not name or "/" in name:

@@ -1,7 +1,7 @@
-"""What the pages change: each change has a page that first says what it will do, and does it when its form is sent.
+"""Changes by the pages: each has a page that says what it will do, and does it when its form is sent.
 
-Forms have the revision that the page was made from, so that nobody undoes what somebody else did in the meantime. What
-a change did, its answer says, with the way back where there is one.
+Forms have the revision from which the page was made, so that nobody overwrites a change that somebody else made in the
+meantime. The answer says what the change did, with a link that undoes it where that is possible.
 """
 
 import math
@@ -33,9 +33,9 @@ class Plan:
         title: What it does, as a heading.
         effects: What it will do, a sentence each.
         button: What the button says.
-        back: Where to go without doing it.
+        back: The page to go back to without a change.
         fields: Hidden fields of the form, such as the revision.
-        inputs: What is filled in, by the name of the template that has it; empty for nothing.
+        inputs: The name of the template with the fields to fill in; empty for none.
         values: What that template shows.
         warnings: What would be lost, a sentence each.
         is_dangerous: Whether something is lost for good.
@@ -61,7 +61,7 @@ class Outcome:
     Attributes:
         title: What it did, as a heading.
         details: More about it, a sentence each.
-        links: Where to go from here, by what the link says; the first one is the most likely.
+        links: Addresses of the next pages, by the text of the link; the most likely one first.
     """
 
     title: str
@@ -129,11 +129,10 @@ def doing(plan: Planner, do: Doer) -> Callable[[Request], Awaitable[Response]]:
 
 
 def in_words(error: ModelRegistryError) -> str:
-    """Return what an error says to people who look at a page."""
+    """Return the text of an error for a page."""
     if isinstance(error, ConflictError):
-        return (
-            f"Nothing was changed: somebody else was faster. {sentence(error.message)} This page shows it as it is now."
-        )
+        reason = f"somebody else changed it first. {sentence(error.message)}"
+        return f"Nothing was changed, because {reason} This page shows the current state."
     return f"Nothing was changed. {sentence(error.message)}"
 
 
@@ -150,7 +149,7 @@ def whole_number(text: str, what: str, *, least: int = 1) -> int:
     """
     text = text.strip()
     if not text.isascii() or not text.isdecimal() or len(text) > 19 or int(text) < least:
-        raise InvalidError(f"{what} must be a whole number from {least} on")
+        raise InvalidError(f"{what} must be a whole number, {least} or more")
     return int(text)
 
 

@@ -33,10 +33,10 @@ _COMPARISONS = asyncio.Semaphore(2)
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """A thing that two versions have, or one of them.
+    """An entry that two versions have, or one of them.
 
     Attributes:
-        name: What it is.
+        name: Its name.
         first: What the first version has; empty for nothing.
         second: What the second one has.
         change: By how much they differ, for numbers; empty otherwise.
@@ -145,7 +145,7 @@ def tensor_lines(first: Listing, second: Listing) -> list[TensorLine]:
 
 
 def note_lines(first: Version, second: Version) -> Sequence[Line]:
-    """Return the tags, and what the creators said, of two versions; those that differ first."""
+    """Return the tags and the `user_data` of two versions; those that differ first."""
     lines = [
         Line(f"{kind} {name}", ours.get(name, ""), theirs.get(name, ""))
         for kind, ours, theirs in (("tag", first.tags, second.tags), ("user data", first.user_data, second.user_data))

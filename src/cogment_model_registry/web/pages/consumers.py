@@ -1,4 +1,4 @@
-"""Consumers on the pages: who is furthest behind, and how many run which version."""
+"""Consumers on the pages: which are furthest behind, and how many run which version."""
 
 import time
 from collections import Counter
@@ -27,12 +27,12 @@ class Row:
 
     @property
     def key(self) -> str:
-        """What tells it from all others."""
+        """The key of the row."""
         return f"{self.consumer.model_id}/{self.consumer.consumer_id}"
 
     @property
     def is_notable(self) -> bool:
-        """Whether it reports, and is behind or failed to load a version."""
+        """Whether it is live, and is behind or failed to load a version."""
         return self.consumer.is_live and (self.consumer.versions_behind > 0 or self.consumer.state == "failed")
 
 
@@ -56,8 +56,8 @@ class Overview:
     """The consumers of a model, or of all.
 
     Attributes:
-        live: How many report.
-        gone: How many have ended, or do not report any more.
+        live: How many still report.
+        gone: How many have ended or stopped reporting.
         behind: How many of the live ones do not run the newest version.
         failed: How many of them failed to load one.
         greatest: The most versions that one of them is behind.
@@ -75,7 +75,7 @@ class Overview:
 
 
 def _urgency(consumer: Consumer) -> tuple[object, ...]:
-    """Return what orders consumers: those that are furthest behind first."""
+    """Return the sort key of consumers: those that are furthest behind first."""
     return (
         not consumer.is_live,
         -consumer.versions_behind,
@@ -116,7 +116,7 @@ def _since_ms(consumer: Consumer, now: float) -> int:
 
 
 def by_model(consumers: Sequence[Consumer]) -> dict[str, tuple[int, int]]:
-    """Return how many consumers models have that report, and the most versions that one is behind."""
+    """Return by model how many live consumers it has, and the most versions that one of them is behind."""
     found: dict[str, tuple[int, int]] = {}
     for each in consumers:
         if each.is_live:

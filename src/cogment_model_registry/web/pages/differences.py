@@ -51,7 +51,7 @@ class _Sums:
 def has_numpy() -> bool:
     """Return whether NumPy is installed."""
     try:
-        import numpy  # noqa: F401, PLC0415 # it takes a while, and is not needed to start
+        import numpy  # noqa: F401, PLC0415 # importing it is slow, and not needed to start
     except ImportError:
         return False
     return True
@@ -60,7 +60,7 @@ def has_numpy() -> bool:
 async def compare_bytes(
     registry: Registry, first: tuple[Version, Tensor], second: tuple[Version, Tensor]
 ) -> Difference:
-    """Return by how much a tensor of one version differs from that of another, of the same type and shape."""
+    """Return by how much a tensor of one version differs from one of another version, of the same type and shape."""
     sums, are_same, is_known = _Sums(), True, True
     size_bytes = first[1].size_bytes
     for start in range(0, size_bytes, _PART_BYTES):

@@ -1,4 +1,4 @@
-"""The files of a version that is a folder, by the headers of its tar archive; of the bytes in between none is read."""
+"""The files of a version that is a folder, from the headers of its tar archive; the contents are not read."""
 
 import tarfile
 from collections.abc import Sequence
@@ -36,7 +36,7 @@ class Folder:
 
 
 class _Window:
-    """Reads a version in parts, of which it keeps the last one."""
+    """Reads a version in parts, and keeps the last part."""
 
     def __init__(self, registry: Registry, version: Version) -> None:
         self._registry = registry
@@ -54,14 +54,14 @@ class _Window:
 
 
 async def read_folder(registry: Registry, version: Version) -> Folder | None:
-    """Return the files of a version; None if it is no folder."""
+    """Return the files of a version; None if it is not a folder."""
     if version.user_data.get(FORMAT_KEY) != FOLDER_FORMAT:
         return None
     window, files = _Window(registry, version), list[tuple[str, int]]()
     try:
         is_whole = await _read_headers(window, files)
     except (ModelRegistryError, tarfile.TarError, ValueError):
-        return Folder(problem="It is marked as a folder, but its bytes are no tar archive.")
+        return Folder(problem="It is marked as a folder, but its bytes are not a tar archive.")
     return Folder(files, is_whole)
 
 
@@ -93,7 +93,7 @@ async def _read_headers(window: _Window, files: list[tuple[str, int]]) -> bool:
 
 
 def _name_in(data: bytes, *, is_pax: bool) -> str:
-    """Return the long name that an entry of its own has for the next one; empty for none."""
+    """Return the long name that an extra entry has for the next one; empty for none."""
     if not is_pax:
         return data.rstrip(b"\0").decode("utf-8", "replace")
     for record in data.split(b"\n"):

@@ -1,4 +1,4 @@
-"""How the pages write sizes, times, numbers and addresses. All of them are for people; titles have exact values."""
+"""How the pages write sizes, times, numbers and addresses: rounded for people; titles have exact values."""
 
 import math
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ _UNITS = ((_DAY, "d"), (_HOUR, "h"), (_MINUTE, "min"), (1, "s"))
 
 
 def span_text(seconds: float) -> str:
-    """Return a span of time with its largest unit, and with two of them where the first says little."""
+    """Return a span of time in its largest unit, or in two units where one would be too coarse."""
     if seconds < 1:
         return "0 s" if seconds < 0.05 else f"{seconds:.1f} s"
     for position, (unit, name) in enumerate(_UNITS):
@@ -29,7 +29,7 @@ def span_text(seconds: float) -> str:
 
 
 def ago_text(time_ns: int, now_ns: int) -> str:
-    """Return how long ago a time was; ``just now`` for less than a second, and for times to come."""
+    """Return how long ago a time was; ``just now`` for less than a second, and for times in the future."""
     seconds = (now_ns - time_ns) / NS_PER_SECOND
     return "just now" if seconds < 1 else f"{span_text(seconds)} ago"
 
@@ -41,12 +41,12 @@ def moment_text(time_ns: int) -> str:
 
 
 def machine_time(time_ns: int) -> str:
-    """Return a time as the attribute ``datetime`` has it."""
+    """Return a time in the format of the attribute ``datetime``."""
     return f"{datetime.fromtimestamp(time_ns // NS_PER_SECOND, timezone.utc):%Y-%m-%dT%H:%M:%SZ}"
 
 
 def count_text(number: int) -> str:
-    """Return a number with its thousands apart."""
+    """Return a number with separators of thousands."""
     return f"{number:,}"
 
 

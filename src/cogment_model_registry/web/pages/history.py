@@ -1,4 +1,4 @@
-"""Who changed what of a model, as the audit log of the server has it."""
+"""The changes of a model, from the audit log of the server."""
 
 import asyncio
 import json
@@ -15,7 +15,7 @@ from cogment_model_registry.web.state import registry_of, state_of
 
 _VALUE_MAX_CHARACTERS = 120
 _LEFT_OUT = frozenset({"created", "data_hash", "revision"})
-"""What the page of a version has, and nobody reads in a list."""
+"""Fields that the page of a version has, and that would only lengthen this list."""
 
 
 async def show(request: Request) -> Response:
@@ -33,7 +33,7 @@ async def show(request: Request) -> Response:
 
 
 def state_text(state: Mapping[str, Any] | None, other: Mapping[str, Any] | None) -> str:
-    """Return what was or is, as far as it differs from the other."""
+    """Return the entries of one state that differ from the other."""
     if state is None:
         return ""
     differing = {

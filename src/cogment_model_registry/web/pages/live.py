@@ -1,9 +1,9 @@
 """Pages that stay current: server-sent events with the parts of a page that have changed.
 
 All open pages about a model, of callers with the same rights, share a feed: one watch of versions and aliases, and one
-list of consumers from time to time. How far behind consumers are changes without a report of theirs, so the list is
-what counts, and it is asked for as often as a bound on its cost allows. Each page gets the rows that it does not have
-yet, however slow it is.
+list of consumers that is requested repeatedly. How far consumers are behind changes without a report of theirs, so
+the list is needed, and it is requested as often as a bound on its cost allows. Each page gets the rows that it does not
+have yet, however slow it is.
 """
 
 import asyncio
@@ -40,17 +40,17 @@ PAGES_MAX = 500
 
 _VERSION_ROWS = 20
 _LIST_SECONDS = 1.0
-"""The shortest time between two lists."""
+"""The shortest time between two requests for the list of consumers."""
 
 _VERSIONS_SECONDS = 5.0
-"""How soon a page shows that an older version is gone, of which the watch says nothing."""
+"""How soon a page shows that an older version is gone, which the watch does not report."""
 
 _SHARE = 1 / 40
-"""The part of the time that lists may take."""
+"""The part of the time that requests for the list may take."""
 
 _STREAM_SECONDS = 300.0
 _BEAT_SECONDS = 15.0
-"""How long a page hears nothing at most, so that both sides notice a connection that is lost."""
+"""The longest time without bytes to a page, so that both sides notice a lost connection."""
 
 
 @dataclass(slots=True)
@@ -62,8 +62,8 @@ class Feed:
         tables: The rows of its tables, by the name of the table: HTML by key, in order.
         readers: The pages, by what wakes them.
         is_filled: Whether it has all of them.
-        is_over: Whether there is no more to come.
-        task: What keeps it current.
+        is_over: Whether it has ended.
+        task: The task that keeps it current.
     """
 
     parts: dict[str, str] = field(default_factory=dict)
@@ -158,7 +158,7 @@ class Sent:
         self._tables: dict[str, dict[str, str]] = {}
 
     def difference(self, feed: Feed) -> str:
-        """Return the document with what a page lacks; empty for nothing. It has the page up to date then."""
+        """Return the document with the changes that the page needs to be current; empty for none."""
         parts = {name: html for name, html in feed.parts.items() if self._parts.get(name) != html}
         tables: dict[str, object] = {}
         for name, rows in feed.tables.items():
@@ -195,7 +195,7 @@ class _Source:
         """Keep it current until it is cancelled.
 
         Raises:
-            ModelRegistryError: The model is gone, or the server stops, or whoever asks may not see it any more.
+            ModelRegistryError: The model is gone, or the server stops, or the caller may not read it any more.
         """
         if not self._model_id:
             await self._look_again(self._look_at_all)
@@ -259,7 +259,7 @@ class _Source:
         return self._environment.get_template(name).render(now_ns=time.time_ns(), **values).strip()
 
     async def _watch(self) -> None:
-        """Note that versions or aliases have changed, as long as it is not cancelled."""
+        """Record that versions or aliases have changed, until it is cancelled."""
         subject = Subject("watching", self._model_id)
         path = method_path("Watch", SERVICE_NAME)
         request = wire.watch_request([self._model_id], "", every=False)
@@ -288,7 +288,9 @@ async def answer(request: Request) -> Response:
     feeds: Feeds = request.app.state.feeds
     if not feeds.has_room:
         raise RefusedError(
-            HTTPStatus.SERVICE_UNAVAILABLE, "too many pages are open; this one shows what it had", {"retry-after": "30"}
+            HTTPStatus.SERVICE_UNAVAILABLE,
+            "too many pages are open; this one is not updated",
+            {"retry-after": "30"},
         )
     headers = {"cache-control": "no-store", "x-accel-buffering": "no"}
     return StreamingResponse(feeds.events(caller_of(request), model_id), 200, headers, "text/event-stream")

@@ -1,4 +1,4 @@
-"""The page of a model: who runs what, its versions, aliases, metrics and rules."""
+"""The page of a model: its consumers, versions, aliases, metrics and rules."""
 
 import asyncio
 import time
@@ -25,7 +25,7 @@ VERSION_ROWS = 50
 NEWEST_FIRST = "version_number desc"
 _METRICS_MAX = 12
 _CURVE_VERSIONS = 2000
-"""Of how many of the newest versions the curves are."""
+"""How many of the newest versions the curves show."""
 
 
 async def show(request: Request) -> Response:
@@ -82,7 +82,7 @@ async def _pace(registry: Registry, model_id: str, versions: Sequence[Version], 
 
 
 def metric_names(versions: Sequence[Version]) -> list[str]:
-    """Return the names of the metrics that some versions have, those of most versions first; not all of very many."""
+    """Return the names of the metrics of some versions, the most frequent first; at most a bounded number."""
     counts: dict[str, int] = {}
     for version in versions:
         for name in version.metrics:

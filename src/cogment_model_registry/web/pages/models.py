@@ -1,4 +1,4 @@
-"""The first page: who is furthest behind, and the models."""
+"""The first page: the consumers that are furthest behind, and the models."""
 
 import asyncio
 import time
@@ -24,7 +24,7 @@ _SCANNED_MAX = 20_000
 """How many models a search looks at."""
 
 _FILTER_SIGNS = frozenset('=<>:"')
-"""What a filter has and no part of an id needs."""
+"""Characters that show that a text is a filter and not a part of an id."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,8 +33,8 @@ class ModelRow:
 
     Attributes:
         model: The model.
-        pace: How it is published.
-        consumers: How many consumers report that they run it.
+        pace: How often it gets versions.
+        consumers: How many live consumers it has.
         greatest_lag: The most versions that one of them is behind.
     """
 

@@ -1,4 +1,4 @@
-"""What the pages ask of the registry, one page of a listing at a time."""
+"""The requests of the pages to the registry, one page of a listing at a time."""
 
 import time
 from collections.abc import Sequence
@@ -49,7 +49,7 @@ async def find_versions(
         size: How many to return at most.
 
     Raises:
-        InvalidError: The filter or the order is malformed, or the token is not one of them.
+        InvalidError: The filter, the order or the token is malformed.
     """
     request = wire.ListVersionsRequest(
         model_id=model_id, filter=accepted, order_by=order_by, page_size=size, page_token=token
@@ -103,7 +103,7 @@ async def named_versions(registry: Registry, refs: Sequence[tuple[str, int]]) ->
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """How a model is published.
+    """How often a model gets versions.
 
     Attributes:
         latest: Its newest version; None if it has none.
@@ -115,7 +115,7 @@ class Pace:
 
 
 async def paces(registry: Registry, models: Sequence[ModelSummary]) -> dict[str, Pace]:
-    """Return how some models are published, by their ids."""
+    """Return how often some models get versions, by their ids."""
     refs: list[tuple[str, int]] = []
     for model in models:
         if model.versions:
@@ -138,9 +138,9 @@ async def _if_it_exists(registry: Registry, ref: tuple[str, int]) -> list[Versio
 
 
 def pace_of(versions: Sequence[Version], now_ns: int | None = None) -> Pace:
-    """Return how a model is published, from some of its newest versions.
+    """Return how often a model gets versions, from some of its newest versions.
 
-    When nothing was published since, the time that has passed counts too, so that the rate falls.
+    The time since the newest version counts too, so the rate falls while no version is created.
     """
     if not versions:
         return Pace()
@@ -156,7 +156,7 @@ def _number(version: Version) -> int:
 
 
 async def read_part(registry: Registry, version: Version, start: int, length: int) -> bytes:
-    """Return some bytes of a version, at most those that it has.
+    """Return some bytes of a version; fewer if it ends before.
 
     Args:
         registry: The registry.

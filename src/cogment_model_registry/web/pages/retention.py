@@ -1,4 +1,4 @@
-"""The rules of a model: what they keep and delete, tried before they are applied."""
+"""The rules of a model: what they would keep and delete, and applying them."""
 
 import asyncio
 import json
@@ -82,7 +82,7 @@ async def plan_application(request: Request, rights: Rights, _fields: Mapping[st
     registry = registry_of(request)
     model = await registry.describe_model(model_id)
     report = await registry.apply_retention(model_id, dry_run=True)
-    refusal = "" if rights.may("delete", model_id) else "That takes the scope delete, which you lack."
+    refusal = "" if rights.may("delete", model_id) else "You need the scope delete."
     if not model.retention:
         refusal = "The model has no rules."
     elif not report.deleted_versions:
@@ -93,19 +93,19 @@ async def plan_application(request: Request, rights: Rights, _fields: Mapping[st
         "Apply the rules of retention",
         [
             _summary(report),
-            "The server decides again before each deletion: a version that gets an alias until then is kept.",
+            "The server decides again before each deletion: a version that has got an alias by then is kept.",
         ],
         f"Delete {counted(report.deleted_versions, 'version')}",
         path_of("models", model_id, "retention"),
         {"revision": str(model.revision)},
-        warnings=[f"These versions are deleted for good: {shown}."] if numbers else [],
+        warnings=[f"These versions are deleted permanently: {shown}."] if numbers else [],
         is_dangerous=True,
         refusal=refusal,
     )
 
 
 async def apply(request: Request, fields: Mapping[str, str]) -> Outcome:
-    """Apply the rules, if they are those that the page was about."""
+    """Apply the rules, if they are still those that the page showed."""
     model_id = request.path_params["model_id"]
     registry = registry_of(request)
     model = await registry.describe_model(model_id)

@@ -1,6 +1,6 @@
-"""Who looks at a page, and what they may do: what they may not, the pages do not offer.
+"""Who looks at a page, and what they may do. The pages do not offer what they may not do.
 
-The server decides about each call by itself. What is here only saves people from forms that it would refuse.
+The server checks each call anyway; this only avoids forms that it would refuse.
 """
 
 from dataclasses import dataclass
@@ -15,11 +15,11 @@ from cogment_model_registry.wire.forwarding import Description
 
 @dataclass(frozen=True, slots=True)
 class Rights:
-    """What somebody may do.
+    """What a caller may do.
 
     Attributes:
-        name: Who it is.
-        kind: How they showed it.
+        name: The name of the caller.
+        kind: How the caller was authenticated.
         scopes: What they may do.
         has_session: Whether they are logged in, and so can log out.
         expires_ns: When it ends, in nanoseconds since the Unix epoch; None for never.
@@ -32,7 +32,7 @@ class Rights:
     expires_ns: int | None = None
 
     def may(self, action: Action, model_id: str | None = None, alias: str = "") -> bool:
-        """Return whether somebody may do something.
+        """Return whether the caller may do something.
 
         Args:
             action: What.
@@ -44,7 +44,7 @@ class Rights:
 
     @property
     def may_everything(self) -> bool:
-        """Whether there is nothing that they may not do."""
+        """Whether they may do everything."""
         return self.may("admin", ANY)
 
     def may_change(self, model_id: str) -> bool:
@@ -56,7 +56,7 @@ class Rights:
         return self.may("delete", model_id) and self.may("alias", model_id, ANY)
 
     def missing(self, model_id: str) -> str:
-        """Return what the pages of a model say to somebody who may not do everything with it; empty for nothing."""
+        """Return a sentence about what the caller may not do with a model; empty if they may do everything."""
         wanted: tuple[tuple[Action, str], ...] = (
             ("store", "promote versions"),
             ("alias", "move aliases"),
@@ -67,7 +67,7 @@ class Rights:
             return ""
         texts = [text for _, text in lacking]
         scopes = [str(action) for action, _ in lacking]
-        return f"You may not {_listed(texts, 'or')} here: that takes the scope {_listed(scopes, 'or')}."
+        return f"You may not {_listed(texts, 'or')} here: you need the scope {_listed(scopes, 'or')}."
 
 
 def _listed(words: list[str], last: str) -> str:
@@ -75,7 +75,7 @@ def _listed(words: list[str], last: str) -> str:
 
 
 def rights_of(description: Description, *, has_session: bool) -> Rights:
-    """Return the rights that a server describes; scopes of a newer release allow nothing here."""
+    """Return the rights that a server describes; unknown scopes, of a newer release, are ignored."""
     scopes = []
     for text in description.scopes:
         try:
@@ -86,10 +86,10 @@ def rights_of(description: Description, *, has_session: bool) -> Rights:
 
 
 async def read_rights(request: Request) -> Rights:
-    """Return the rights of whoever asks.
+    """Return the rights of the caller.
 
     Raises:
-        UnauthenticatedError: They have to say who they are.
+        UnauthenticatedError: The caller needs a valid token.
     """
     description = await registry_of(request).describe_caller()
     return rights_of(description, has_session=caller_of(request).is_by_cookie)

@@ -1,7 +1,6 @@
-"""The tensors in the bytes of a version, by the header of a safetensors file alone.
+"""The tensors in the bytes of a version, from the header of a safetensors file.
 
-The header is read by itself, within a bound, and nothing that it says is believed: the bytes of a version are those of
-whoever published it.
+Only the header is read, up to a bound, and everything in it is checked: whoever published the version wrote it.
 """
 
 import json
@@ -17,10 +16,10 @@ from cogment_model_registry.web.registries import Registry
 
 _LENGTH_BYTES = 8
 _HEADER_MAX_BYTES = 2 * 1024 * 1024
-"""The longest header that is read: that of some 15,000 tensors."""
+"""The longest header that is read: enough for some 15,000 tensors."""
 
 _FIRST_BYTES = 16 * 1024
-"""How much is read at first, which has the whole header of most files."""
+"""How much is read first: the whole header of most files."""
 
 _TENSORS_MAX = 20_000
 _DIMENSIONS_MAX = 64
@@ -63,7 +62,7 @@ class Listing:
     Attributes:
         tensors: The tensors, in the order of the header.
         metadata: Further entries of the header.
-        problem: Why there are none to show, although it looks like such a file; empty otherwise.
+        problem: Why the tensors of a file that looks like safetensors cannot be shown; empty otherwise.
     """
 
     tensors: Sequence[Tensor] = ()
@@ -77,7 +76,7 @@ class Listing:
 
 
 NOTHING = Listing()
-"""The listing of a version that is no such file."""
+"""The listing of a version that is not a safetensors file."""
 
 
 class MalformedError(Exception):
@@ -85,9 +84,9 @@ class MalformedError(Exception):
 
 
 async def read_listing(registry: Registry, version: Version) -> Listing:
-    """Return the tensors of a version; nothing if it is no safetensors file.
+    """Return the tensors of a version; an empty listing if it is not a safetensors file.
 
-    Errors of the registry become a problem of the listing, since the rest of the page does not need it.
+    Errors of the registry become the problem of the listing, so that the rest of the page is shown.
     """
     try:
         start = await read_part(registry, version, 0, _FIRST_BYTES)
@@ -142,7 +141,7 @@ def _tensor(name: str, entry: object, start: int, size_bytes: int) -> Tensor:
     if len(shape) > _DIMENSIONS_MAX or not all(type(each) is int and 0 <= each < 2**63 for each in numbers):
         raise MalformedError(f"the entry of {name[:80]!r} is malformed")
     if not begin <= end <= size_bytes - start:
-        raise MalformedError(f"{name[:80]!r} lies outside of the file")
+        raise MalformedError(f"{name[:80]!r} is outside of the file")
     dtype, element_bytes = _SIZES.get(code, (code[:20], 0))
     if element_bytes and math.prod(shape) * element_bytes != end - begin:
         raise MalformedError(f"the size of {name[:80]!r} does not fit its shape")

@@ -1,4 +1,4 @@
-"""The page of a version: its record, who runs it, where it comes from, its tensors, and how to fetch it."""
+"""The page of a version: its record, consumers, lineage and tensors, and the commands that retrieve it."""
 
 import asyncio
 import base64
@@ -30,7 +30,7 @@ def number_of(text: str) -> int:
     """Return the number in a path.
 
     Raises:
-        RefusedError: It is no number.
+        RefusedError: It is not a number.
     """
     if not text.isascii() or not text.isdecimal() or not 0 < len(text) <= 19:
         raise RefusedError(HTTPStatus.NOT_FOUND, f"there is no version {text[:40]!r}; versions have numbers from 1")
@@ -38,7 +38,7 @@ def number_of(text: str) -> int:
 
 
 async def show(request: Request) -> Response:
-    """Answer with the page; with the address of a version by its number, if it was asked for by an alias."""
+    """Answer with the page; for an alias, redirect to the page of the version by its number."""
     model_id, name = request.path_params["model_id"], request.path_params["version"]
     registry = registry_of(request)
     if not name.isdecimal():
@@ -76,7 +76,7 @@ class Lineage:
         ancestors: Its parent, the parent of that, and so on, as far as they exist.
         missing: The parent of the last of them, if it does not exist any more; empty otherwise.
         children: Versions of which it is the parent.
-        run: The run that it is of; empty if it does not say.
+        run: The run that created it; empty if it has none.
         siblings: Other versions of that run, newest first.
     """
 
@@ -93,7 +93,7 @@ class Lineage:
 
 
 def noted(version: Version, name: str) -> str:
-    """Return what a version says under a name: in its tags, or in what its creator said."""
+    """Return the value of a name in the tags of a version, or else in its `user_data`."""
     return version.tags.get(name) or version.user_data.get(name, "")
 
 
@@ -144,13 +144,13 @@ def run_filter(run: str) -> str:
 
 
 def quoted_text(text: str) -> str:
-    """Return a text as filters have it."""
+    """Return a text as a quoted value of a filter."""
     escaped = text.replace("\\", "\\\\").replace('"', '\\"')
     return f'"{escaped}"'
 
 
 def commands(request: Request, version: Version) -> Mapping[str, str]:
-    """Return the commands that fetch a version, by the name of what runs them."""
+    """Return the commands that retrieve a version, by the name of the tool."""
     model, number = version.model_id, version.number
     path = path_of("models", model, "versions", number, "data")
     address = f"{request.url.scheme}://{request.headers.get('host', 'localhost')}"

@@ -32,23 +32,24 @@ def _page(version: Version) -> str:
 async def plan_promotion(request: Request, rights: Rights, _fields: Mapping[str, str]) -> Plan:
     """Return what a promotion will do."""
     version = await _version(request)
-    refusal = "" if rights.may("store", version.model_id) else "That takes the scope store, which you lack."
+    refusal = "" if rights.may("store", version.model_id) else "You need the scope store."
     if version.archived:
         refusal = f"Version {version.number} is archived already."
+    size = size_text(version.data_size_bytes)
     return Plan(
-        f"Archive version {version.number}",
+        f"Promote version {version.number}",
         [
-            f"Its {size_text(version.data_size_bytes)} are copied from the memory of the server to its archive.",
-            "It is never evicted then; its number, hash, time, tags and metrics stay.",
+            f"It becomes archived: its {size} are copied from the memory of the server to its archive.",
+            "Then it is never evicted; its number, hash, time, tags and metrics stay the same.",
         ],
-        f"Archive version {version.number}",
+        f"Promote version {version.number}",
         _page(version),
         refusal=refusal,
     )
 
 
 async def promote(request: Request, _fields: Mapping[str, str]) -> Outcome:
-    """Archive a version."""
+    """Promote a version."""
     model_id, number = request.path_params["model_id"], number_of(request.path_params["version"])
     version = await registry_of(request).promote(model_id, number)
     links = {f"Version {number}": _page(version), "Back to the model": path_of("models", model_id)}
@@ -59,7 +60,7 @@ async def promote(request: Request, _fields: Mapping[str, str]) -> Outcome:
 
 
 async def plan_deletion(request: Request, rights: Rights, fields: Mapping[str, str]) -> Plan:
-    """Return what a deletion will do, and what it would take with it."""
+    """Return what a deletion will do, and what else would be lost."""
     version = await _version(request)
     model_id, number = version.model_id, version.number
     reported = await registry_of(request).consumers(model_id, limit=10_000)
@@ -76,17 +77,17 @@ async def plan_deletion(request: Request, rights: Rights, fields: Mapping[str, s
         )
     if holders:
         named = ", ".join(holders[:5]) + (f" and {len(holders) - 5} others" if len(holders) > 5 else "")
-        warnings.append(f"It is held by {named}, who would lose it.")
+        warnings.append(f"It is held by {named}, and would be deleted anyway.")
     if not version.archived:
-        warnings.append("It is in memory alone: there is no other copy of it here.")
-    effects = [f"Version {number}, with {size_text(version.data_size_bytes)}, is deleted for good; nobody can undo it."]
-    effects.append("Its number is never given again. Downloads that have begun go on to their end.")
+        warnings.append("It is only in memory: the archive has no copy of it.")
+    effects = [f"Version {number}, with {size_text(version.data_size_bytes)}, is deleted permanently."]
+    effects.append("Its number is never reused. Downloads that have begun continue to their end.")
     if runners:
-        effects.append(f"{runners} consumers run it now; they keep what they have loaded.")
+        effects.append(f"{runners} consumers run it now; they keep the copy that they have loaded.")
     is_forced = bool(version.aliases or holders)
-    refusal = "" if rights.may("delete", model_id) else "That takes the scope delete, which you lack."
+    refusal = "" if rights.may("delete", model_id) else "You need the scope delete."
     if not refusal and is_forced and not rights.may_force(model_id):
-        refusal = "That takes the scope alias for every alias of the model too, which you lack."
+        refusal = "You also need the scope alias for every alias of the model."
     return Plan(
         f"Delete version {number}",
         effects,
@@ -113,7 +114,7 @@ async def delete(request: Request, fields: Mapping[str, str]) -> Outcome:
     await registry.delete_version(model_id, number, force=is_forced)
     return Outcome(
         f"Version {number} is deleted",
-        ["Its number is never given again."],
+        ["Its number is never reused."],
         {"Back to the model": path_of("models", model_id)},
     )
 
@@ -125,7 +126,11 @@ async def plan_notes(request: Request, rights: Rights, fields: Mapping[str, str]
     """Return the form with the tags and metrics of a version."""
     version = await _version(request)
     may = rights.may_change(version.model_id)
-    where = "They are durable when they are saved." if version.archived else "They are in memory, as the version is."
+    where = (
+        "They are stored durably when they are saved."
+        if version.archived
+        else "They are in memory, like the version, and are lost with it."
+    )
     return Plan(
         f"Tags and metrics of version {version.number}",
         [f"{where} Clear a value to remove it. Metrics are finite numbers."],
@@ -134,7 +139,7 @@ async def plan_notes(request: Request, rights: Rights, fields: Mapping[str, str]
         {"revision": str(version.revision)},
         "notes",
         {"version": version, "fields": fields, "new": range(_NEW_FIELDS)},
-        refusal="" if may else "That takes the scope publish or store, which you lack.",
+        refusal="" if may else "You need the scope publish or store.",
     )
 
 

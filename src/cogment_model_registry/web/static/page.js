@@ -96,7 +96,7 @@ function follow(address) {
   function show(isOn, words) {
     state.classList.toggle("is-on", isOn);
     setText(text, words);
-    setText(button, isPaused ? "Go on" : "Pause");
+    setText(button, isPaused ? "Resume" : "Pause");
   }
 
   function open() {
@@ -104,7 +104,7 @@ function follow(address) {
     source = new EventSource(address);
     source.onopen = () => show(true, "Live");
     source.onerror = () => {
-      show(false, "Connecting again");
+      show(false, "Reconnecting");
       if (source && source.readyState === EventSource.CLOSED) { // refused, so the browser does not try again by itself
         close();
         setTimeout(open, 5000);
