@@ -135,8 +135,9 @@ def test_an_export_of_a_shared_archive_is_that_of_an_archive_of_one_server(tmp_p
     ended = run_cogment(*export, f"--output={shared}", f"--catalog_url={database}")
     assert (ended.returncode, ended.stderr) == (0, "exported 2 versions: 11 B\n")
     assert without_mark(shared) == without_mark(one)
-    ended = run_cogment(*export, f"--output={bare}", f"--catalog_dir={tmp_path / 'none'}")
-    assert "share a catalog in PostgreSQL: give its address as catalog_url" in ended.stderr
+    for folder in (tmp_path / "none", catalog):  # the second one is from before
+        ended = run_cogment(*export, f"--output={bare}", f"--catalog_dir={folder}", "--force")
+        assert "share a catalog in PostgreSQL: give its address as catalog_url" in ended.stderr
     ended = run_cogment(
         "archive", "export", archive, "none", f"--output={bare}", f"--catalog_url={database}", "--force"
     )

@@ -234,12 +234,11 @@ def opened_for_export(url: str, catalog_dir: str, catalog_url: str | None) -> "I
                 contents = shared_copy.contents_of(model)
                 if annotations:
                     annotate = model_transfer.annotating_with(shared_copy.notes_of(model), warn)
-            elif annotations and not os.path.isdir(folder):
-                if run(archive.is_shared()):
-                    found = "the servers of this archive share a catalog in PostgreSQL: give its address as catalog_url"
-                else:
-                    found = f"there is no catalog in {shown(folder)}"
+            elif annotations and run(archive.is_shared()):  # a catalog here may be one from before it was shared
+                found = "the servers of this archive share a catalog in PostgreSQL: give its address as catalog_url"
                 warn(f"left out: aliases, tags and metrics: {found}")
+            elif annotations and not os.path.isdir(folder):
+                warn(f"left out: aliases, tags and metrics: there is no catalog in {shown(folder)}")
             elif annotations:
                 files = OwnedFiles(folder)
                 with opened_root(files, folder) as root:
