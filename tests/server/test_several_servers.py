@@ -408,6 +408,26 @@ def test_a_server_that_stops_hands_its_transient_versions_over(database: str, tm
     asyncio.run(run())
 
 
+def test_servers_that_take_versions_one_after_the_other_take_all_of_them(database: str, tmp_path: Path) -> None:
+    taken = "SELECT 1 FROM cogment_model_registry.transient HAVING count(*) FILTER (WHERE cardinality(holders) > 1) > 2"
+
+    async def run() -> None:
+        with several_processes(database, tmp_path, count=3) as (a, b, c):
+            async with ModelRegistry(endpoint(a)) as first, ModelRegistry(endpoint(b)) as other:
+                for number in range(1, 8):
+                    await first.publish("m", b"%d" % number)
+                c.signal(signal.SIGSTOP)  # it looks at what is to be taken after the other one has taken its part
+                try:
+                    stopping = asyncio.create_task(asyncio.to_thread(a.stop))
+                    await eventually(lambda: execute(database, taken))
+                finally:
+                    c.signal(signal.SIGCONT)
+                assert await stopping == 0
+                assert await listed(other, *range(1, 8))()
+
+    asyncio.run(run())
+
+
 def test_no_call_fails_and_nothing_is_lost_while_one_server_after_the_other_is_replaced(
     database: str, tmp_path: Path
 ) -> None:

@@ -7,6 +7,7 @@ the newest version of each model, and others as far as there is room for them. T
 import asyncio
 import contextlib
 from typing import TYPE_CHECKING
+from zlib import crc32
 
 import structlog
 
@@ -89,8 +90,8 @@ class HandingOver:
             if own in takers:
                 mine = [
                     (info, is_newest)
-                    for position, (info, is_newest) in enumerate(await self._leases.sole_versions(leaving))
-                    if position % len(takers) == takers.index(own)
+                    for info, is_newest in await self._leases.sole_versions(leaving)
+                    if _share_of(info, len(takers)) == takers.index(own)
                 ]
                 for start in range(0, len(mine), _AT_ONCE):
                     await asyncio.gather(*(self._take(*each) for each in mine[start : start + _AT_ONCE]))
@@ -112,3 +113,8 @@ class HandingOver:
                 number=info.number,
                 reason=error.message,
             )
+
+
+def _share_of(info: VersionInfo, takers: int) -> int:
+    """Return which of some servers takes a version, whichever others have been taken by then: from 0."""
+    return (crc32(info.model_id.encode()) + info.number) % takers
