@@ -21,7 +21,7 @@ async def while_connected(receive: Receive, work: Coroutine[Any, Any, _T]) -> _T
     """Return the result of work for a client, which ends with its connection.
 
     Args:
-        receive: What tells of its end.
+        receive: Returns the messages of the connection, of which one reports its end.
         work: What takes its time.
 
     Raises:

@@ -69,7 +69,7 @@ def verify(
         secret: The secret of the hook.
         headers: The headers of the post; their names in any case.
         body: Its body, as it was received.
-        tolerance_seconds: How far its time may be from now.
+        tolerance_seconds: The largest accepted difference between its time and now.
         now_seconds: The time now; that of the system when None.
 
     Raises:

@@ -1,7 +1,7 @@
 """Pages that stay current: server-sent events with the parts of a page that have changed.
 
 All open pages about a model, of callers with the same rights, share a feed: one watch of versions and aliases, and one
-list of consumers that is requested repeatedly. How far consumers are behind changes without a report of theirs, so
+list of consumers that is requested repeatedly. The lag of consumers changes without a report of theirs, so
 the list is needed, and it is requested as often as a bound on its cost allows. Each page gets the rows that it does not
 have yet, however slow it is.
 """
