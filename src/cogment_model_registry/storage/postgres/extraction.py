@@ -5,6 +5,7 @@ from contextlib import asynccontextmanager
 
 from cogment_model_registry.records.access import Grant
 from cogment_model_registry.records.lifecycle import FIRST_REVISION
+from cogment_model_registry.records.versions import ModelInfo
 from cogment_model_registry.storage.folder import FolderContents
 from cogment_model_registry.storage.postgres.connections import Connections, opened_connections
 from cogment_model_registry.storage.postgres.filling import WholeModel
@@ -18,7 +19,6 @@ from cogment_model_registry.storage.postgres.rows import (
     info_of,
     model_of,
 )
-from cogment_model_registry.storage.postgres.translation import Record
 
 _LAST_NUMBER = "greatest(coalesce(h.last_number, m.mark), (SELECT max(number) FROM versions v WHERE v.life = m.life))"
 """No number up to this one may be reused; after a crash of PostgreSQL it may be higher than necessary."""
@@ -58,7 +58,8 @@ class Extraction:
         Raises:
             UnavailableError: PostgreSQL does not answer.
         """
-        return [_contents(row, row["numbers"]) for row in await self._connections.fetch("read_whole_listing", _LISTING)]
+        rows = await self._connections.fetch("read_whole_listing", _LISTING)
+        return [contents_of(model_of(row), row["numbers"], row["last_number"]) for row in rows]
 
     async def read_model(self, model_id: str) -> WholeModel | None:
         """Return a model with its versions and aliases as they are at one moment; None if it does not exist.
@@ -96,10 +97,15 @@ class Extraction:
         return await Grants(self._connections).read()
 
 
-def _contents(row: Record, numbers: Sequence[int]) -> FolderContents:
-    return FolderContents(
-        model_of(row), tuple(numbers), last_number=numbers[-1] if numbers else 0, high_water_mark=row["last_number"]
-    )
+def contents_of(info: ModelInfo, numbers: Sequence[int], last_number: int) -> FolderContents:
+    """Return the part of a model in the catalog that belongs in an archive.
+
+    Args:
+        info: The model.
+        numbers: The numbers of its archived versions, ascending.
+        last_number: No number up to this one may be reused.
+    """
+    return FolderContents(info, numbers, last_number=numbers[-1] if numbers else 0, high_water_mark=last_number)
 
 
 @asynccontextmanager

@@ -18,6 +18,7 @@ from cogment_model_registry.storage.catalog.notes import ModelNotes, VersionNote
 from cogment_model_registry.storage.filesystem.claim import OwnedFiles, opened_root
 from cogment_model_registry.storage.filesystem.layout import CATALOG_NAME
 from cogment_model_registry.storage.folder import FolderArchive, FolderContents
+from cogment_model_registry.storage.postgres import extraction
 from cogment_model_registry.storage.postgres.extraction import Extraction
 from cogment_model_registry.storage.postgres.filling import WholeModel
 from cogment_model_registry.storage.tools.archive_copy import Copied, check_is_copy, copy_model
@@ -26,9 +27,7 @@ from cogment_model_registry.storage.tools.model_transfer import replace_notes
 
 def contents_of(model: WholeModel) -> FolderContents:
     """Return the part of a model in the catalog that belongs in an archive."""
-    numbers = [info.number for info in model.versions]
-    last_number = numbers[-1] if numbers else 0
-    return FolderContents(model.info, numbers, last_number=last_number, high_water_mark=model.last_number)
+    return extraction.contents_of(model.info, [info.number for info in model.versions], model.last_number)
 
 
 def notes_of(model: WholeModel) -> ModelNotes:
@@ -42,13 +41,13 @@ def notes_of(model: WholeModel) -> ModelNotes:
 
 
 async def copy_shared(
-    source: FolderArchive, extraction: Extraction, target: FolderArchive, folder: str, advance: Callable[[int], None]
+    source: FolderArchive, catalog: Extraction, target: FolderArchive, folder: str, advance: Callable[[int], None]
 ) -> Copied:
     """Copy an archive that several servers share, and their catalog; they may be running.
 
     Args:
         source: The archive, opened to be read.
-        extraction: The reader of the catalog.
+        catalog: The reader of the catalog.
         target: The copy, which this process owns.
         folder: The directory of the catalog of the copy, which this process owns.
         advance: Called with the number of bytes of each version that was copied or did not need to be.
@@ -60,7 +59,7 @@ async def copy_shared(
         StartError: The catalog of the copy cannot be written.
         UnavailableError: PostgreSQL or an object store does not answer.
     """
-    models = await extraction.listing()
+    models = await catalog.listing()
     if not models:
         raise NotFoundError("the catalog has no model, so nothing was copied")
     present = {contents.info.model_id: contents for contents in await target.scan()}
@@ -74,7 +73,7 @@ async def copy_shared(
         files.give(root, CATALOG_NAME)
         for listed in models:
             model_id = listed.info.model_id
-            model = await extraction.read_model(model_id)
+            model = await catalog.read_model(model_id)
             if model is None:
                 continue  # deleted in the meantime
             contents = contents_of(model)
@@ -82,7 +81,7 @@ async def copy_shared(
             await _keep(connection, target, model)
             copied.models += 1
         known = grant_tables.read(connection)
-        grant_tables.restore(connection, [grant for grant in await extraction.read_grants() if grant not in known])
+        grant_tables.restore(connection, [grant for grant in await catalog.read_grants() if grant not in known])
     return copied
 
 
