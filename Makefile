@@ -62,7 +62,7 @@ try-wheel: $(VENV)/develop.stamp ## build the wheel, and try it in new environme
 torture: $(VENV)/develop.stamp ## try to break each promise for hours, going on where the last run ended
 	$(BIN)/python -m tests.torture $(ARGUMENTS)
 
-bench: $(VENV)/bench.stamp ## measure each figure beside its floor, in less than 10 minutes
+bench: $(VENV)/bench.stamp ## measure each figure beside its floor, in half an hour
 	$(BIN)/python -m benchmarks --plots --json docs/benchmarks/figures.json $(ARGUMENTS)
 
 bench-quick: $(VENV)/serve.stamp ## the same with less, in less than a minute

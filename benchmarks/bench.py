@@ -132,11 +132,9 @@ class Bench:
         """
         self.load(0).run(job(shape_like, pair.registry.port, pair.floor.port, upload, with_bytes=with_bytes))
 
-    def fill_budget(self, pair: Pair, upload: Upload) -> None:
+    def fill_budget(self, registry: ServerProcess, upload: Upload) -> None:
         """Publish versions until each further one evicts another, as in normal use: memory is then recycled."""
-        self.load(0).run(
-            job(upload_seconds, pair.registry.port, upload, self.budget_mib * MIB // upload.size_bytes + 1)
-        )
+        self.load(0).run(job(upload_seconds, registry.port, upload, self.budget_mib * MIB // upload.size_bytes + 1))
 
     def close(self) -> None:
         """End the processes that make calls."""

@@ -92,7 +92,7 @@ def _publish(bench: Bench) -> Sequence[Outcome]:
     upload = Upload(MODEL_ID, _LARGE_BYTES)
     with bench.pair() as pair:
         bench.fit_floor(pair, upload)
-        bench.fill_budget(pair, upload)
+        bench.fill_budget(pair.registry, upload)
         target = at_least(0.70)
         return [_compared(bench, pair, _measure_uploads, upload, name="publish transient", floor="sink", target=target)]
 

@@ -51,7 +51,7 @@ def _files(bench: Bench) -> Sequence[Outcome]:
     transient, archived = Upload(_KEY, _LARGE_BYTES), Upload(_KEY, _LARGE_BYTES, archived=True)
     with bench.pair() as pair, bench.place() as place:
         port, directory = pair.registry.port, str(place)
-        bench.fill_budget(pair, transient)
+        bench.fill_budget(pair.registry, transient)
 
         def writes(*, sync: bool) -> Callable[[], list[float]]:
             writing = job(floors.write_seconds, directory, _LARGE_BYTES, SDK_CHUNK_BYTES, _COUNT, sync=sync)
@@ -106,7 +106,7 @@ def _redis_benchmark(bench: Bench) -> Sequence[Outcome]:
         command += ["--save", "", "--appendonly", "no"]
         with processes.running(command, r"[Rr]unning mode=standalone, port=(\d+)") as redis:
             ours, theirs = pair.registry.port, redis.port
-            bench.fill_budget(pair, large)
+            bench.fill_budget(pair.registry, large)
             results = [
                 _rates(
                     bench,

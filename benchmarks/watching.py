@@ -46,7 +46,7 @@ def _fetched(bench: Bench) -> Sequence[Outcome]:
     rounds = bench.choose(15, 3)
     with bench.pair() as pair:
         bench.fit_floor(pair, upload)
-        bench.fill_budget(pair, upload)
+        bench.fill_budget(pair.registry, upload)
 
         def floors() -> list[float]:
             sink = bench.load(0).run(job(upload_seconds, pair.floor.port, upload, rounds, _FETCH_GAP_SECONDS))
