@@ -28,7 +28,8 @@ def local_path(text: str) -> str:
 async def show(request: Request) -> Response:
     """Answer with the form."""
     target = local_path(request.query_params.get("next", "/"))
-    return state_of(request).templates.page(request, "login.html", target=target, problem="")
+    has_ended = request.query_params.get("ended") == "yes"
+    return state_of(request).templates.page(request, "login.html", target=target, problem="", has_ended=has_ended)
 
 
 async def begin(request: Request) -> Response:
@@ -43,7 +44,7 @@ async def begin(request: Request) -> Response:
     except (SettingError, UnauthenticatedError, LimitedError) as error:
         problem = error.message if isinstance(error, LimitedError) else "The server does not know this token."
         status = HTTPStatus.TOO_MANY_REQUESTS if isinstance(error, LimitedError) else HTTPStatus.FORBIDDEN
-        return state.templates.page(request, "login.html", status, target=target, problem=problem)
+        return state.templates.page(request, "login.html", status, target=target, problem=problem, has_ended=False)
     _end_session(request)
     answer = RedirectResponse(target, HTTPStatus.SEE_OTHER)
     answer.set_cookie(
@@ -71,9 +72,9 @@ async def _check(request: Request) -> None:
 
 
 async def end(request: Request) -> Response:
-    """End a session."""
+    """End a session, and with it the streams of its other pages."""
     _end_session(request)
-    answer = RedirectResponse("/login", HTTPStatus.SEE_OTHER)
+    answer = RedirectResponse("/login?ended=yes", HTTPStatus.SEE_OTHER)
     answer.delete_cookie(
         cookie_name(request.scope),
         path="/",

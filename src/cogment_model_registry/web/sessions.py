@@ -1,10 +1,12 @@
 """Sessions of browsers: each keeps the token of a login in memory; the browser has the id of the session."""
 
+import asyncio
 import secrets
 import time
 from collections import OrderedDict
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 
 _SESSIONS_MAX = 10_000
 """How many sessions are kept; the least recently used one ends first."""
@@ -23,6 +25,10 @@ class _Session:
     token: str
     begun: float
     used: float
+    streams: set[asyncio.Event] = field(default_factory=set)
+
+    def is_over(self, now: float) -> bool:
+        return now - self.used > IDLE_SECONDS or now - self.begun >= LONGEST_SECONDS
 
 
 class Sessions:
@@ -42,7 +48,7 @@ class Sessions:
     def begin(self, token: str) -> str:
         """Begin a session, and return its id."""
         while len(self._sessions) >= _SESSIONS_MAX:
-            self._sessions.popitem(last=False)
+            self.end(next(iter(self._sessions)))
         session_id = secrets.token_urlsafe(_ID_BYTES)
         self._sessions[session_id] = _Session(token, self._now(), self._now())
         return session_id
@@ -53,13 +59,40 @@ class Sessions:
         if session is None:
             return None
         now = self._now()
-        if now - session.used > IDLE_SECONDS or now - session.begun >= LONGEST_SECONDS:
-            del self._sessions[session_id]
+        if session.is_over(now):
+            self.end(session_id)
             return None
         session.used = now
         self._sessions.move_to_end(session_id)
         return session.token
 
+    def is_live(self, session_id: str) -> bool:
+        """Return whether a session exists and has not ended, which does not count as a use of it."""
+        session = self._sessions.get(session_id)
+        return session is not None and not session.is_over(self._now())
+
+    @contextmanager
+    def streaming(self, session_id: str, ended: asyncio.Event) -> Iterator[None]:
+        """Return a context manager for a stream of a session: an event is set if the session is ended within it.
+
+        Args:
+            session_id: The session; empty for none.
+            ended: The event. It is not set when the session expires: look at `is_live` from time to time.
+        """
+        session = self._sessions.get(session_id)
+        if session is None:
+            if session_id:
+                ended.set()
+            yield
+            return
+        session.streams.add(ended)
+        try:
+            yield
+        finally:
+            session.streams.discard(ended)
+
     def end(self, session_id: str) -> None:
-        """End a session, if it exists."""
-        self._sessions.pop(session_id, None)
+        """End a session, if it exists, and its streams."""
+        session = self._sessions.pop(session_id, None)
+        for ended in session.streams if session else ():
+            ended.set()
