@@ -408,7 +408,7 @@ def test_texts_of_filters_are_quoted() -> None:
 
 def test_the_history_shows_what_differs() -> None:
     before, after = {"version_number": 3, "revision": 1}, {"version_number": 4, "revision": 2}
-    assert state_text(before, after) == "version_number 3"
+    assert state_text(before, after) == "version 3"
     assert state_text(None, after) == ""
 
 

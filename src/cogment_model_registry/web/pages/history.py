@@ -14,6 +14,7 @@ from cogment_model_registry.web.pages.rights import read_rights
 from cogment_model_registry.web.state import registry_of, state_of
 
 _VALUE_MAX_CHARACTERS = 120
+_NAMES = {"version_number": "version", "data_size_bytes": "bytes", "user_data": "user data"}
 _LEFT_OUT = frozenset({"created", "data_hash", "revision"})
 """Fields that the page of a version has, and that would only lengthen this list."""
 
@@ -41,7 +42,10 @@ def state_text(state: Mapping[str, Any] | None, other: Mapping[str, Any] | None)
         for name, value in state.items()
         if name not in _LEFT_OUT and (other is None or other.get(name, ...) != value) and value not in ({}, [], "")
     }
-    texts = (f"{name} {value if isinstance(value, str) else json.dumps(value)}" for name, value in differing.items())
+    texts = (
+        f"{_NAMES.get(name, name)} {value if isinstance(value, str) else json.dumps(value)}"
+        for name, value in differing.items()
+    )
     return ", ".join(_cut(text) for text in texts)
 
 

@@ -14,6 +14,14 @@ Fields: TypeAlias = Mapping[str, str]
 BLANK: Fields = {**dict.fromkeys(RULE_DEFAULTS, ""), "tier": "archived"}
 """The row of no rule."""
 
+_WORDS = {
+    "tier": "Choose which versions the rule is about.",
+    "metric": "Say by which metric these are the best.",
+    "keep_best": "Say how many of the best to keep, or clear the metric and the choice of the lowest.",
+    "keep_last": "Say what to keep, or which versions to delete by a filter.",
+}
+"""What is wrong, in the words of the form and not in those of the command line."""
+
 _NUMBER_MAX_DIGITS = 19
 _OF_RULE = re.compile(r"retention rule (\d+): (.*)", re.DOTALL)
 
@@ -73,7 +81,8 @@ def rules_of(rows: Sequence[Fields]) -> tuple[list[RetentionRule], dict[str, str
         rule = RetentionRule(**values)  # type: ignore[arg-type] # of the types of the defaults
         if not any(field.endswith(f"-{position}") for field in problems):
             for name, problem in problems_of(rule):
-                problems.setdefault(f"{name}-{position}", sentence(problem))
+                is_range = "whole number" in problem
+                problems.setdefault(f"{name}-{position}", sentence(problem) if is_range else _WORDS[name])
         rules.append(rule)
     return ([], problems) if problems else (rules, {})
 

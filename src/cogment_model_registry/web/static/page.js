@@ -182,8 +182,13 @@ function drawCurve(box, name, versions, values, address) {
   box.append(figure);
   const last = values.findLastIndex((value) => value !== null);
   const best = values.reduce((found, value, at) => (value !== null && (found < 0 || value > values[found]) ? at : found), -1);
-  const rest = `highest ${Number(values[best].toPrecision(6))} at ${versions[best]}, last ${Number(values[last].toPrecision(6))}`;
-  reading.textContent = rest;
+  const rest = [`highest ${Number(values[best].toPrecision(6))} at `, `, last ${Number(values[last].toPrecision(6))}`];
+  const link = document.createElement("a");
+  link.href = address + versions[best];
+  link.textContent = versions[best];
+  link.setAttribute("aria-label", `Version ${versions[best]}, with the highest ${name}`);
+  const showRest = () => { if (!reading.contains(link)) reading.replaceChildren(rest[0], link, rest[1]); };
+  showRest();
   const axis = { stroke: () => colour("--quiet"), grid: { stroke: () => colour("--line"), width: 1 }, ticks: { show: false }, font: "11px system-ui" };
   const chart = new uPlot({
     width: figure.clientWidth, height: 150, legend: { show: false }, cursor: { y: false, points: { size: 7 } },
@@ -193,7 +198,7 @@ function drawCurve(box, name, versions, values, address) {
     hooks: { setCursor: [(u) => {
       const at = u.cursor.idx;
       const has = at !== null && at !== undefined && values[at] !== null && values[at] !== undefined;
-      setText(reading, has ? `version ${versions[at]}: ${Number(values[at].toPrecision(6))}` : rest);
+      if (has) setText(reading, `version ${versions[at]}: ${Number(values[at].toPrecision(6))}`); else showRest();
     }] },
   }, [versions, values], figure);
   chart.over.addEventListener("click", () => {
