@@ -160,10 +160,7 @@ def main(
     run = _run_all(benchmarks, directory, console, quick=quick, mlflow=mlflow)
     run.show(console)
     json_path = json_path or ROOT / ".cache/benchmarks" / f"{moment}.json"
-    if update:
-        run.update(json_path)
-    else:
-        run.write(json_path)
+    (run.update if update else run.write)(json_path)
     console.print(f"{time.perf_counter() - started:.0f} seconds; figures in {json_path}", highlight=False)
     if plots_dir is not None:
         caption = f"{run.machine.date}, {run.machine.cores} cores, commit {run.machine.commit}"
