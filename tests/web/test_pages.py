@@ -540,6 +540,8 @@ async def test_with_tokens_people_log_in_and_see_what_they_may_do(browser: Any, 
             await visit.open("/models/walker/aliases/production/move?version=3")
             assert await visit.page.get_by_role("button", name="Move").count() == 0
             assert "need the scope alias" in await visit.text("main")
+            await visit.open("/models/walker/versions/4/delete")
+            assert "You need the scope delete." in await visit.text("main")
             await visit.page.get_by_text("visitor").click()
             assert await visit.page.locator(".scopes code").all_inner_texts() == ["read"]
             await visit.follow(visit.page.get_by_role("button", name="Log out"))
