@@ -1,5 +1,6 @@
 """What every request passes: hosts, origins, tokens, sessions, headers and bounds."""
 
+import asyncio
 import contextlib
 import http.client
 import socket
@@ -130,7 +131,7 @@ def test_a_browser_logs_in_and_out_with_a_cookie_that_scripts_cannot_read(tmp_pa
         assert http.get("/api/v1/models", {"Cookie": cookie}).status == HTTPStatus.OK
         without_origin = http.ask("POST", "/logout", b"", {"Cookie": cookie})
         assert without_origin.status == HTTPStatus.FORBIDDEN  # browsers say where a form comes from
-        assert http.form("/logout", "", {"Cookie": cookie}).headers["location"] == "/login"
+        assert http.form("/logout", "", {"Cookie": cookie}).headers["location"] == "/login?ended=yes"
         assert http.get("/api/v1/models", {"Cookie": cookie}).status == HTTPStatus.UNAUTHORIZED
         assert http.get("/api/v1/models", {"Cookie": "; ;=;a"}).status == HTTPStatus.UNAUTHORIZED
 
@@ -206,6 +207,33 @@ def test_over_tls_only_a_cookie_counts_that_was_set_over_tls() -> None:
         "bound",
         "bound",
     ]
+
+
+def test_a_session_that_ends_ends_its_streams(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cogment_model_registry.web.sessions.SESSIONS_MAX", 2)
+    now = 0.0
+    sessions = Sessions(lambda: now)
+    first, second = sessions.begin("a", "token:a"), sessions.begin("b", "token:b")
+    ended = [asyncio.Event() for _ in range(5)]
+    with (
+        sessions.streaming(first, ended[0]),
+        sessions.streaming(first, ended[1]),
+        sessions.streaming(second, ended[2]),
+        sessions.streaming("", ended[3]),
+        sessions.streaming("it has ended already", ended[4]),
+    ):
+        assert [event.is_set() for event in ended] == [False, False, False, False, True]
+        sessions.end(first)
+        assert [event.is_set() for event in ended] == [True, True, False, False, True]
+        assert not sessions.is_live(first)
+        sessions.begin("c", "token:c")
+        sessions.begin("d", "token:d")  # for which the least recently used one ends
+        assert ended[2].is_set()
+    third = sessions.begin("e", "token:e")
+    now = IDLE_SECONDS * 0.9
+    assert sessions.is_live(third)
+    now = IDLE_SECONDS * 1.1
+    assert not sessions.is_live(third)  # to look is no use
 
 
 def test_sessions_end_when_idle_and_when_old() -> None:

@@ -24,7 +24,8 @@ def local_path(text: str) -> str:
 async def show(request: Request) -> Response:
     """Answer with the form."""
     target = local_path(request.query_params.get("next", "/"))
-    return state_of(request).templates.page(request, "login.html", target=target, problem="")
+    has_ended = request.query_params.get("ended") == "yes"
+    return state_of(request).templates.page(request, "login.html", target=target, problem="", has_ended=has_ended)
 
 
 async def begin(request: Request) -> Response:
@@ -37,12 +38,10 @@ async def begin(request: Request) -> Response:
         identity = await _identify(request, token)
     except (SettingError, UnauthenticatedError):
         state.tally.count_login("refused")
-        problem = "The server does not know this token."
-        return state.templates.page(request, "login.html", HTTPStatus.FORBIDDEN, target=target, problem=problem)
+        return _refused(request, HTTPStatus.FORBIDDEN, target, "The server does not know this token.")
     except LimitedError as error:
         state.tally.count_login("limited")
-        status = HTTPStatus.TOO_MANY_REQUESTS
-        answer = state.templates.page(request, "login.html", status, target=target, problem=error.message)
+        answer = _refused(request, HTTPStatus.TOO_MANY_REQUESTS, target, error.message)
         answer.headers["retry-after"] = str(max(1, math.ceil(error.retry_after_seconds)))
         return answer
     state.tally.count_login("accepted")
@@ -59,6 +58,12 @@ async def begin(request: Request) -> Response:
         samesite="strict",
     )
     return answer
+
+
+def _refused(request: Request, status: HTTPStatus, target: str, problem: str) -> Response:
+    """Return the form again, with what is wrong."""
+    templates = state_of(request).templates
+    return templates.page(request, "login.html", status, target=target, problem=problem, has_ended=False)
 
 
 async def _identify(request: Request, token: str) -> str:
@@ -86,9 +91,9 @@ async def _identify(request: Request, token: str) -> str:
 
 
 async def end(request: Request) -> Response:
-    """End a session."""
+    """End a session, and with it the streams of its other pages."""
     _end_session(request)
-    answer = RedirectResponse("/login", HTTPStatus.SEE_OTHER)
+    answer = RedirectResponse("/login?ended=yes", HTTPStatus.SEE_OTHER)
     is_secure = is_encrypted(request.scope)
     answer.delete_cookie(
         cookie_name(request.scope, is_encrypted=is_secure),

@@ -30,11 +30,13 @@ class Caller:
         peer: The address, in the format of gRPC.
         token: The token; empty for none.
         is_by_cookie: Whether the token is that of a session, which a browser also sends for requests of other pages.
+        session_id: The session; empty for none.
     """
 
     peer: str
     token: str = field(default="", repr=False)
     is_by_cookie: bool = False
+    session_id: str = field(default="", repr=False)
 
 
 current: ContextVar[Caller] = ContextVar("caller")

@@ -212,7 +212,7 @@ class Security:
             return Caller(peer, _bearer(given))
         session_id = session_id_of(scope)
         token = self._sessions.token_of(session_id) if session_id else None
-        return Caller(peer) if token is None else Caller(peer, token, is_by_cookie=True)
+        return Caller(peer) if token is None else Caller(peer, token, is_by_cookie=True, session_id=session_id)
 
 
 def _bearer(given: list[str]) -> str:

@@ -1,10 +1,12 @@
 """Sessions of browsers: each keeps the token of a login in memory; the browser has the id of the session."""
 
+import asyncio
 import secrets
 import time
 from collections import OrderedDict
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 
 SESSIONS_MAX = 10_000
 """How many sessions are kept."""
@@ -27,6 +29,10 @@ class _Session:
     identity: str
     begun: float
     used: float
+    streams: set[asyncio.Event] = field(default_factory=set)
+
+    def is_over(self, now: float) -> bool:
+        return now - self.used > IDLE_SECONDS or now - self.begun >= LONGEST_SECONDS
 
 
 class Sessions:
@@ -60,8 +66,9 @@ class Sessions:
         if len(own) >= OWN_SESSIONS_MAX:
             self.end(next(iter(own)))
         elif len(self._sessions) >= SESSIONS_MAX:
-            most = max(self._own, key=lambda each: len(self._own[each]))
-            self.end(next(iter(self._own[most])))
+            most = max(len(each) for each in self._own.values())
+            oldest = (next(iter(each)) for each in self._own.values() if len(each) == most)
+            self.end(min(oldest, key=lambda session_id: self._sessions[session_id].used))
         session_id = secrets.token_urlsafe(_ID_BYTES)
         self._sessions[session_id] = _Session(token, identity, self._now(), self._now())
         self._own.setdefault(identity, OrderedDict())[session_id] = None
@@ -73,7 +80,7 @@ class Sessions:
         if session is None:
             return None
         now = self._now()
-        if now - session.used > IDLE_SECONDS or now - session.begun >= LONGEST_SECONDS:
+        if session.is_over(now):
             self.end(session_id)
             return None
         session.used = now
@@ -81,14 +88,42 @@ class Sessions:
         self._own[session.identity].move_to_end(session_id)
         return session.token
 
+    def is_live(self, session_id: str) -> bool:
+        """Return whether a session exists and has not ended, which does not count as a use of it."""
+        session = self._sessions.get(session_id)
+        return session is not None and not session.is_over(self._now())
+
+    @contextmanager
+    def streaming(self, session_id: str, ended: asyncio.Event) -> Iterator[None]:
+        """Return a context manager for a stream of a session: an event is set if the session is ended within it.
+
+        Args:
+            session_id: The session; empty for none.
+            ended: The event. It is not set when the session expires: look at `is_live` from time to time.
+        """
+        session = self._sessions.get(session_id)
+        if session is None:
+            if session_id:
+                ended.set()
+            yield
+            return
+        session.streams.add(ended)
+        try:
+            yield
+        finally:
+            session.streams.discard(ended)
+
     def end(self, session_id: str) -> None:
-        """End a session, if it exists."""
+        """End a session, if it exists, and its streams."""
         session = self._sessions.pop(session_id, None)
-        if session is not None:
-            own = self._own[session.identity]
-            del own[session_id]
-            if not own:
-                del self._own[session.identity]
+        if session is None:
+            return
+        own = self._own[session.identity]
+        del own[session_id]
+        if not own:
+            del self._own[session.identity]
+        for ended in session.streams:
+            ended.set()
 
     def _end_unused(self) -> None:
         """End the sessions that nobody has used for too long."""
