@@ -1,8 +1,7 @@
 """What open pages cost everybody else: the main figures of a registry on which pages are open, and of one without.
 
 Both registries serve HTTP, and are measured in turns. The pages show the model to which the calls publish. They come
-from addresses of their own on the loopback interface, as those of as many people do: pages of one address share the
-work.
+from addresses of their own on the loopback interface, as those of as many people do.
 """
 
 import asyncio
