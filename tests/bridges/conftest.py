@@ -46,7 +46,6 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         keep_at_home(patch, directory)
         patch.setenv("RAY_TMPDIR", ray)
-        patch.setenv("RAY_AUTH_TOKEN_PATH", str(directory / "ray_auth_token"))
         yield directory
     shutil.rmtree(ray, ignore_errors=True)
 
