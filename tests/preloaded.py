@@ -17,6 +17,7 @@ import socket
 import subprocess
 import sys
 import threading
+import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO
@@ -43,6 +44,7 @@ class ForkedProcess:
         self.returncode: int | None = None
         self._status = status
         self._lock = threading.Lock()
+        weakref.finalize(self, os.close, status)  # not at the end: another thread may be waiting for it
 
     def poll(self) -> int | None:
         """Return the exit code; None while it runs."""
@@ -56,12 +58,12 @@ class ForkedProcess:
         return code
 
     def _look(self, seconds: float) -> int | None:
-        with self._lock:
-            if self.returncode is None and select.select([self._status], [], [], seconds)[0]:
-                text = os.read(self._status, 64)
-                assert text, "what forks the processes of the tests has ended"
-                self.returncode = int(text)
-                os.close(self._status)
+        if self.returncode is None and select.select([self._status], [], [], seconds)[0]:
+            with self._lock:
+                if self.returncode is None:
+                    text = os.read(self._status, 64)
+                    assert text, "what forks the processes of the tests has ended"
+                    self.returncode = int(text)
         return self.returncode
 
     def send_signal(self, number: int) -> None:
@@ -203,7 +205,10 @@ def _begin(message: bytes, descriptors: list[int]) -> list[str]:
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     for number, descriptor in enumerate(descriptors[:3]):
         os.dup2(descriptor, number)
-    os.closerange(3, os.sysconf("SC_OPEN_MAX"))
+    for name in os.listdir("/proc/self/fd"):
+        if int(name) > 2:
+            with contextlib.suppress(OSError):  # that of the listing
+                os.close(int(name))
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(cwd)
