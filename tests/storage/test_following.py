@@ -7,6 +7,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -114,6 +115,35 @@ async def start_and_record(place: Path) -> None:
         let_settle(place)
         async with started(place):
             pass
+
+
+async def test_a_start_right_after_a_change_lets_the_next_one_read_only_what_changed_about_then(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await make(tmp_path)
+    let_settle(tmp_path)
+    write(tmp_path, "b", 9, b"new")
+    changed_ns = (tmp_path / "archive/b").stat().st_ctime_ns
+    with monkeypatch.context() as patch:
+        patch.setattr(reading, "time", SimpleNamespace(time_ns=lambda: changed_ns))
+        async with started(tmp_path):
+            pass
+    write(tmp_path, "b", 2, b"replaced")
+    read: list[tuple[str, int]] = []
+    read_version = reading.read_version
+
+    def noted(files: Files, directory: int, model_id: str, number: int) -> Any:
+        read.append((model_id, number))
+        return read_version(files, directory, model_id, number)
+
+    monkeypatch.setattr(reading, "read_version", noted)
+    for expected in ([("b", 2), ("b", 9)], []):
+        read.clear()
+        let_settle(tmp_path)
+        async with started(tmp_path) as (_, catalog, _):
+            hashes = {version.info.data_hash for version in await catalog.search(EVERYTHING)}
+            assert {hash_of(b"new"), hash_of(b"replaced")} <= hashes
+        assert sorted({*read}) == expected
 
 
 async def test_a_folder_in_the_recorded_state_is_not_read(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """The transient store in memory passes the conformance suite; its slabs are tested below."""
 
+import contextlib
 import errno
 import os
 from collections.abc import Iterator
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from cogment_model_registry.errors import TooLargeError
 from cogment_model_registry.records.versions import VersionInfo
 from cogment_model_registry.storage.memory import sealing
 from cogment_model_registry.storage.memory.slabs import SLAB_BYTES, SlabPool
@@ -110,6 +112,55 @@ class TestMemoryTransientStore(TransientStoreSuite):
         await store.remove_version(infos[0])
         assert await self.hand_over(store, infos[1]) == b"data"
 
+    async def test_a_version_comes_into_sealed_memory_where_the_one_before_was_handed_over(self) -> None:
+        store = self.make(10, 16 * SLAB_BYTES)
+        for number in (1, 2, 3):
+            data = Random(number).randbytes(3 * SLAB_BYTES + 5)
+            info = describe("m", number, data, False)
+            await keep(store, info, data)
+            with forbidden(UnsealedMemory, "write", is_forbidden=number > 1):
+                assert await read(store, info) == data
+                assert await self.hand_over(store, info) == data
+        await keep(store, info := describe("m", 4, data, False), data)
+        assert await read(store, info) == data
+        await keep(store, info := describe("m", 5, data, False), data)
+        await store.remove_version(info)
+        assert store._slabs.free_bytes == 3 * SLAB_BYTES  # nobody wanted the one before by a descriptor
+        await store.remove_model("m")
+        assert store.usage.bytes == 0
+
+    async def test_sealed_memory_and_free_slabs_together_stay_within_the_budget(self) -> None:
+        store = self.make(100, 8 * SLAB_BYTES)
+        data = bytes(2 * SLAB_BYTES)
+        for number in range(1, 10):
+            await keep(store, info := describe("n", number, data, False), data)
+            await keep(store, info := describe("m", number, data, False), data)
+            assert await self.hand_over(store, info) == data
+            assert store.usage.bytes + store._slabs.free_bytes <= 8 * SLAB_BYTES
+
+    async def test_an_upload_into_sealed_memory_that_ends_early_frees_it(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(sealing, "_descriptors_max", lambda: 32)  # space for two versions
+        store = self.make(10, 16 * SLAB_BYTES)
+        data = bytes(2 * SLAB_BYTES)
+        await keep(store, info := describe("m", 1, data, False), data)
+        assert await self.hand_over(store, info) == data
+        for _ in range(3):
+            async with await store.open_upload("m", len(data)) as upload:
+                await upload.write(memoryview(data)[: SLAB_BYTES + 7])
+        assert store.usage.bytes == len(data)
+        await keep(store, info := describe("m", 2, data, False), data)
+        with forbidden(UnsealedMemory, "write"):
+            assert await self.hand_over(store, info) == data
+
+    async def test_an_upload_fails_if_the_system_has_no_memory_to_seal(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        store = self.make(10, 16 * SLAB_BYTES)
+        data = bytes(2 * SLAB_BYTES)
+        await keep(store, info := describe("m", 1, data, False), data)
+        assert await self.hand_over(store, info) == data
+        with forbidden(UnsealedMemory, "write"), pytest.raises(TooLargeError, match="the system has no memory left"):
+            await keep(store, describe("m", 2, data, False), data)
+        assert store.usage.bytes == len(data)
+
     @pytest.mark.parametrize("failing", [0, 1, 2])
     async def test_a_version_stays_complete_if_the_system_is_out_of_memory(
         self, monkeypatch: pytest.MonkeyPatch, failing: int
@@ -133,6 +184,19 @@ class TestMemoryTransientStore(TransientStoreSuite):
         assert await self.hand_over(store, info) == data
         await store.remove_version(info)
         assert store.usage.bytes == 0
+
+
+@contextlib.contextmanager
+def forbidden(kind: type, name: str, *, is_forbidden: bool = True) -> Iterator[None]:
+    """Return a context manager in which a method raises `OSError`."""
+
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+
+    with pytest.MonkeyPatch.context() as patch:
+        if is_forbidden:
+            patch.setattr(kind, name, fail)
+        yield
 
 
 def test_a_pool_keeps_at_most_the_given_bytes() -> None:

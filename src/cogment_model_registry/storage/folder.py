@@ -19,10 +19,13 @@ class FolderStamp:
         inode: Which folder it is: the inode of a directory, or a life as a number.
         changed_ns: What is another number after a change: the time of the last one (ctime), which no program can set,
             or in a bucket a hash of what there is.
+        is_settled: Whether the next change gives another state. Otherwise `changed_ns` is a time in the past, before
+            which all changes came that are known to be older; such a state equals none that was recorded.
     """
 
     inode: int
     changed_ns: int
+    is_settled: bool = True
 
 
 @dataclass(frozen=True, slots=True)

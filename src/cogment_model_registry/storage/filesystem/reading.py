@@ -44,11 +44,12 @@ class Fingerprint:
         return self.taken_ns - max(self.modified_ns, self.changed_ns) > _SETTLING_NS
 
 
-def stamp(files: Files, directory: int) -> FolderStamp | None:
-    """Return the state of a model's directory; None when a later change may leave it the same."""
+def stamp(files: Files, directory: int) -> FolderStamp:
+    """Return the state of a model's directory."""
     status = files.status(directory)
-    is_settled = time.time_ns() - status.st_ctime_ns > FOLDER_SETTLING_NS
-    return FolderStamp(status.st_ino, status.st_ctime_ns) if is_settled else None
+    if time.time_ns() - status.st_ctime_ns > FOLDER_SETTLING_NS:
+        return FolderStamp(status.st_ino, status.st_ctime_ns)
+    return FolderStamp(status.st_ino, status.st_ctime_ns - FOLDER_SETTLING_NS, is_settled=False)
 
 
 def known_contents(files: Files, directory: int, model_id: str, known: KnownFolder) -> FolderContents:
@@ -66,7 +67,7 @@ def known_contents(files: Files, directory: int, model_id: str, known: KnownFold
 
 
 def read_contents(
-    files: Files, directory: int, model_id: str, found: ModelFiles, *, stamp: FolderStamp | None, known: KnownFolder
+    files: Files, directory: int, model_id: str, found: ModelFiles, *, stamp: FolderStamp, known: KnownFolder
 ) -> FolderContents:
     """Return the contents of a model, as far as names and the model's own files show.
 

@@ -17,7 +17,7 @@ from typing import Literal, TypeAlias
 
 from cogment_model_registry.records.retention import NO_SHARE, TransientShare
 from cogment_model_registry.records.versions import VersionInfo
-from cogment_model_registry.system.sealed_memory import SealedMemory
+from cogment_model_registry.system.sealed_memory import SealedMemory, UnsealedMemory
 
 Bound: TypeAlias = Literal["items", "bytes"]
 """What is scarce."""
@@ -30,13 +30,16 @@ _Rank: TypeAlias = tuple[bool, int, int]
 class Blob:
     """The memory of one version: full slabs, then a buffer for the rest. `size_bytes` counts what is allocated.
 
-    A version that was handed over, or came that way, lies in `sealed` memory, of which the slabs are views. `used`
-    grows with each use; `readers` read it, and `holds` keep it from eviction.
+    A version that was handed over, or came that way, lies in `sealed` memory, of which the slabs are views; one that is
+    expected to be handed over comes into `unsealed` memory. `used` grows with each use; `readers` read it, and `holds`
+    keep it from eviction.
     """
 
     slabs: list[memoryview] = field(default_factory=list)
     rest: bytearray = field(default_factory=bytearray)
     sealed: SealedMemory | None = None
+    unsealed: UnsealedMemory | None = None
+    was_handed_over: bool = False
     size_bytes: int = 0
     used: int = 0
     readers: int = 0
@@ -110,6 +113,10 @@ class Line:
             if number < self.newest and not blob.holds and (pinned_too or not blob.readers):
                 return number
         return None
+
+    def last_used(self) -> Blob | None:
+        """Return the version that was used last; None if there is none."""
+        return next(reversed(self.blobs.values()), None)
 
     def last(self) -> int | None:
         """Return the number of the newest version if it can be evicted."""

@@ -3,6 +3,7 @@
 A version is published into slabs, which are recycled, and moves to sealed memory when it is first handed over: its
 bytes are copied slab by slab, and each slab is freed as soon as its bytes are elsewhere, so that a version is never in
 memory twice. Those who read it in the meantime keep the slabs that they have views of.
+Where the version of a model that was used last was handed over, the next one comes into such memory at once.
 """
 
 import asyncio
@@ -40,7 +41,9 @@ class Sealing:
         if blob.sealed is None:
             await run_to_end(self._sealed_once(blob))  # the reader must not leave while its slabs are copied
         with contextlib.suppress(OSError):
-            return None if blob.sealed is None else blob.sealed.descriptor()
+            if blob.sealed is not None:
+                blob.was_handed_over = True
+                return blob.sealed.descriptor()
         return None
 
     async def _sealed_once(self, blob: Blob) -> None:
@@ -83,6 +86,23 @@ class Sealing:
             memory.close()
             raise
 
+    def prepare(self, blob: Blob, size_bytes: int) -> None:
+        """Let a version without bytes come into memory that will be sealed, if there is some."""
+        if self._sealed < self._sealed_max:
+            with contextlib.suppress(OSError):
+                blob.unsealed = UnsealedMemory(size_bytes)
+                self._sealed += 1
+
+    def finish(self, blob: Blob) -> None:
+        """Seal the memory into which all bytes of a version came, if they came that way."""
+        memory, blob.unsealed = blob.unsealed, None
+        if memory is not None:
+            try:
+                blob.sealed = memory.seal()
+            except OSError:  # its views stay valid, and it is copied when it is handed over
+                memory.close()
+                self._sealed -= 1
+
     def adopt(self, blob: Blob, memory: SealedMemory) -> bool:
         """Let a version without bytes lie in memory that came sealed, and return whether it does."""
         if self._sealed < self._sealed_max:
@@ -94,10 +114,11 @@ class Sealing:
 
     def free(self, blob: Blob) -> None:
         """Free the memory of a version, as soon as nobody has a view of it."""
-        if blob.sealed is not None:
-            self._sealed -= 1
-            blob.sealed.close()
-            blob.sealed = None
+        for memory in (blob.sealed, blob.unsealed):
+            if memory is not None:
+                self._sealed -= 1
+                memory.close()
+        blob.sealed = blob.unsealed = None
 
 
 def _descriptors_max() -> int:

@@ -29,7 +29,7 @@ from cogment_model_registry.registry.contracts import (
 from cogment_model_registry.storage.memory.evictions import Blob, Bound, Line, Lines
 from cogment_model_registry.storage.memory.sealing import Sealing
 from cogment_model_registry.storage.memory.slabs import SLAB_BYTES, SlabPool
-from cogment_model_registry.system.sealed_memory import SealedMemory
+from cogment_model_registry.system.sealed_memory import SealedMemory, UnsealedMemory
 from cogment_model_registry.system.tasks import run_to_end
 
 
@@ -211,9 +211,21 @@ class MemoryTransientStore(TransientStore):
         self._held_bytes += size_bytes
         blob.size_bytes += size_bytes
 
+    def prepare(self, blob: Blob, size_bytes: int, model_id: str) -> None:
+        """Choose the kind of memory for an upload's `blob` without bytes: the next versions are used like the last."""
+        line = self._lines.find(model_id)
+        last = line.last_used() if line else None
+        if size_bytes >= SLAB_BYTES and last is not None and last.was_handed_over:
+            self.sealing.prepare(blob, size_bytes)
+
     def take_slab(self) -> memoryview:
         """Return a slab for bytes that were allocated."""
         return self._slabs.take()
+
+    def take_part(self, memory: UnsealedMemory, start: int, size_bytes: int) -> memoryview:
+        """Return a part of memory that will be sealed, giving back slabs that would exceed the budget with it."""
+        self._slabs.trim(self._max_bytes - self._held_bytes)
+        return memory.view[start : start + size_bytes]
 
     def take_buffer(self, content: int | memoryview) -> bytearray:
         """Return a buffer for bytes that were allocated, giving back slabs that would exceed the budget with it.
@@ -227,6 +239,7 @@ class MemoryTransientStore(TransientStore):
     def keep(self, info: VersionInfo, blob: Blob, evicted: list[VersionInfo]) -> None:
         """Make an uploaded version readable; add to a list the versions that are evicted for it."""
         blob.info = info
+        self.sealing.finish(blob)
         line = self._lines.get(info.model_id)
         if info.number in line.blobs:
             self._take(line, info.number)
@@ -320,8 +333,8 @@ class MemoryTransientStore(TransientStore):
 
     def _free(self, blob: Blob) -> None:
         self._held_bytes -= blob.size_bytes
+        self.sealing.free(blob)
         if blob.slabs:
-            self.sealing.free(blob)
             for slab in blob.slabs:
                 self._slabs.give_back(slab)
             blob.slabs.clear()
@@ -338,7 +351,7 @@ _NO_SPACE = memoryview(b"")
 
 
 class MemoryUpload(Upload):
-    """Copies into slabs, and hashes each as soon as it is full."""
+    """Copies into slabs, or parts of memory that will be sealed, and hashes each as soon as it is full."""
 
     def __init__(self, store: MemoryTransientStore, model_id: str, size_bytes: int) -> None:
         self._store = store
@@ -380,32 +393,52 @@ class MemoryUpload(Upload):
             space = self._space or self._allocate()
             size_bytes = len(data)
             if size_bytes == len(space):
-                space[:], self._space, data = data, _NO_SPACE, _NO_SPACE
+                self._fill(space, data)
+                self._space, data = _NO_SPACE, _NO_SPACE
             elif size_bytes < len(space):
-                space[:size_bytes] = data
+                self._fill(space[:size_bytes], data)
                 self._space, data = space[size_bytes:], _NO_SPACE
             else:
                 size_bytes = len(space)
-                space[:] = data[:size_bytes]
+                self._fill(space, data[:size_bytes])
                 self._space, data = _NO_SPACE, data[size_bytes:]
             if self._hashed_slabs < len(self._open_blob().slabs):
                 self._hash_full_slabs()
 
+    def _fill(self, space: memoryview, data: memoryview) -> None:
+        memory = self._open_blob().unsealed
+        if memory is None:
+            space[:] = data
+            return
+        try:
+            memory.write([data])  # what it was given last ends where `space` begins
+        except OSError:
+            raise self._no_memory() from None
+
+    def _no_memory(self) -> TooLargeError:
+        return TooLargeError("the system has no memory left", model_id=self._model_id)
+
     def _allocate(self, data: memoryview | None = None) -> memoryview:
         """Return the space for the next bytes; none is left where `data` has all bytes, which are copied to it."""
         blob = self._open_blob()
-        size_bytes = min(SLAB_BYTES, self._declared_bytes - blob.size_bytes)
+        start = blob.size_bytes
+        size_bytes = min(SLAB_BYTES, self._declared_bytes - start)
         if not size_bytes:
             raise RuntimeError("more bytes than the upload was opened for")
+        if not start:
+            self._store.prepare(blob, self._declared_bytes, self._model_id)
         self._store.allocate(blob, size_bytes, self._model_id, self._evicted)
         try:
+            if blob.unsealed is not None:
+                blob.slabs.append(self._store.take_part(blob.unsealed, start, size_bytes))
+                return blob.slabs[-1]
             if size_bytes == SLAB_BYTES:
                 blob.slabs.append(self._store.take_slab())
                 return blob.slabs[-1]
             blob.rest = self._store.take_buffer(size_bytes if data is None else data)
             return memoryview(blob.rest) if data is None else _NO_SPACE
         except (OSError, MemoryError):
-            raise TooLargeError("the system has no memory left", model_id=self._model_id) from None
+            raise self._no_memory() from None
 
     def _open_blob(self) -> Blob:
         if self._blob is None:
