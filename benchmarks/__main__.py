@@ -25,6 +25,7 @@ from benchmarks import (
     memory,
     object_store,
     page,
+    pages,
     peers,
     plots,
     relays,
@@ -61,6 +62,7 @@ _FIGURES = [
     *h2load.BENCHMARKS,
     *http.BENCHMARKS,
     *page.BENCHMARKS,
+    *pages.BENCHMARKS,
 ]
 _CURVES = [*data_path.CURVES, *control_path.CURVES]
 _WIDTH = 130
@@ -121,14 +123,24 @@ def _exit_on(number: int, _frame: object) -> None:
 @click.option("--only", multiple=True, metavar="NAME", help="Measure only this; may be repeated.")
 @click.option("--list", "list_them", is_flag=True, help="List all benchmarks.")
 @click.option("--json", "json_path", type=click.Path(path_type=Path), help="File to write the figures to, as JSON.")
+@click.option("--update", is_flag=True, help="Replace the figures measured now in the file of an earlier run.")
 @click.option(
     "--plots", "plots_dir", type=click.Path(path_type=Path), is_flag=False, flag_value=ROOT / "docs/benchmarks"
 )
 @click.option("--mlflow", default="", metavar="PATH", help="The program of MLflow, if it is not in PATH.")
 def main(
-    *, quick: bool, only: Sequence[str], list_them: bool, json_path: Path | None, plots_dir: Path | None, mlflow: str
+    *,
+    quick: bool,
+    only: Sequence[str],
+    list_them: bool,
+    json_path: Path | None,
+    update: bool,
+    plots_dir: Path | None,
+    mlflow: str,
 ) -> None:
     """Measure the server and the client, and compare each figure with its floor."""
+    if update and (json_path is None or not json_path.exists()):
+        raise click.UsageError("--update needs --json with a file of an earlier run")
     console = Console()
     if not console.is_terminal:
         console = Console(width=_WIDTH)  # the console has none for a file
@@ -150,7 +162,7 @@ def main(
     run = _run_all(benchmarks, directory, console, quick=quick, mlflow=mlflow)
     run.show(console)
     json_path = json_path or ROOT / ".cache/benchmarks" / f"{moment}.json"
-    run.write(json_path)
+    (run.update if update else run.write)(json_path)
     console.print(f"{time.perf_counter() - started:.0f} seconds; figures in {json_path}", highlight=False)
     if plots_dir is not None:
         caption = f"{run.machine.date}, {run.machine.cores} cores, commit {run.machine.commit}"

@@ -197,14 +197,17 @@ def _stock(bench: Bench) -> Sequence[Outcome]:
 
 
 def _stock_retrieve_seconds(python: Path, port: int, count: int) -> list[float]:
-    script = ROOT / "benchmarks/stock_client.py"
     result = subprocess.run(
-        [python, script, f"127.0.0.1:{port}", _MODEL_ID, str(count)],
+        # As a module: in the directory of a script, its neighbours hide modules of Python.
+        [python, "-m", "benchmarks.stock_client", f"127.0.0.1:{port}", _MODEL_ID, str(count)],
         capture_output=True,
         text=True,
         timeout=_STOCK_SECONDS,
-        check=True,
+        cwd=ROOT,
+        check=False,
     )
+    if result.returncode:
+        raise RuntimeError(f"the stock client failed: {result.stderr.strip().rpartition(chr(10))[2]}")
     seconds: list[float] = json.loads(result.stdout)
     return seconds
 

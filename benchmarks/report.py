@@ -4,6 +4,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -38,13 +39,32 @@ class Run:
 
     def write(self, path: Path) -> None:
         """Write it as JSON."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(self._fields(), indent=1) + "\n")
+
+    def update(self, path: Path) -> None:
+        """Replace its figures in the JSON of an earlier run, where each says when it was measured."""
+        earlier, fields = json.loads(path.read_text()), self._fields()
+        again = {"date": self.machine.date, "commit": self.machine.commit}
+        for name in ("figures", "peers"):
+            places = {(each["what"], each["against"]): index for index, each in enumerate(earlier[name])}
+            for figure in fields[name]:
+                index = places.get((figure["what"], figure["against"]), len(earlier[name]))
+                earlier[name][index : index + 1] = [{**figure, "again": again}]
+        for name in self.seconds:
+            for reasons in ("skipped", "failed"):
+                earlier[reasons].pop(name, None)
+        for part in ("skipped", "failed", "seconds"):
+            earlier[part].update(fields[part])
+        path.write_text(json.dumps(earlier, indent=1) + "\n")
+
+    def _fields(self) -> dict[str, Any]:
         fields = asdict(self)
         for name, results in (("figures", self.figures), ("peers", self.peers)):
             fields[name] = [
                 {**asdict(result), "target": str(result.target or ""), "reached": result.reached} for result in results
             ]
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(fields, indent=1) + "\n")
+        return fields
 
     def show(self, console: Console) -> None:
         """Print the tables."""

@@ -2,7 +2,7 @@
 # (The stock client has no types, and is installed only in its own environment.)
 """Retrieve with the stock client, and print the seconds of each retrieval as JSON.
 
-Run as a program, by a Python 3.10 that has `cogment`: ADDRESS MODEL COUNT.
+Run as a module, by a Python 3.10 that has `cogment`: ADDRESS MODEL COUNT.
 """
 
 import asyncio

@@ -82,7 +82,7 @@ def number(value: float) -> str:
 
 def spread(measured: dict[str, float], unit: str) -> str:
     """Return a median with its quartiles."""
-    median = f"{number(measured['median'])} {unit}"
+    median = f"{number(measured['median'])} {unit}".rstrip()
     if measured["count"] == 1:
         return median
     return f"{median} ({number(measured['lower'])} to {number(measured['upper'])})"
@@ -108,14 +108,22 @@ def verdict(figure: dict[str, Any]) -> str:
 def figures(file: str, kind: str, floor: str) -> str:
     """Return the table of a run's figures, or of its peers."""
     rows = [
-        f"| {each['what']} | {spread(each['value'], each['unit'])} "
-        f"| {each['against']}: {spread(each['floor'], each['unit'])} "
-        f"| {number(each['ratio']['median'])} ({number(each['ratio']['lower'])} to {number(each['ratio']['upper'])}) |"
+        f"| {each['what']}{'*' if 'again' in each else ''} | {spread(each['value'], each['unit'])} "
+        + (f"| {each['against']}: {spread(each['floor'], each['unit'])} " if each["floor"] else "| ")
+        + (f"| {spread(each['ratio'], '')} |" if each["ratio"] else "| |")
         + (f" {verdict(each)} |" if kind == "figures" else "")
         for each in run_of(file)[kind]
     ]
     head = f"| figure | value | {floor} | ratio |" + (" target |" if kind == "figures" else "")
-    return "\n".join([machine(file), "", head, "|---" * (head.count("|") - 1) + "|", *rows])
+    moments = sorted(
+        {(each["again"]["date"][:10], each["again"]["commit"]) for each in run_of(file)[kind] if "again" in each}
+    )
+    again = [
+        "Rows with * were measured " + ", ".join(f"on {day} at commit `{commit}`" for day, commit in moments) + "."
+    ]
+    return "\n".join(
+        [machine(file), *(again if moments else []), "", head, "|---" * (head.count("|") - 1) + "|", *rows]
+    )
 
 
 def trials() -> str:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 import pytest
 
-from cogment_model_registry.errors import InvalidError, NotFoundError, PreconditionError, TooLargeError
+from cogment_model_registry.errors import ConflictError, InvalidError, NotFoundError, PreconditionError, TooLargeError
 from cogment_model_registry.records.consumers import Consumer, State
 from cogment_model_registry.records.retention import ModelChange, RetentionRule
 from cogment_model_registry.records.versions import ModelInfo, VersionHeader
@@ -515,6 +515,21 @@ async def test_a_version_that_a_consumer_of_another_server_holds_is_not_deleted(
     await others.share_holds()
     await world.lifecycle.delete_version("m", 1)
     assert await world.numbers() == [2]
+
+
+async def test_a_deletion_by_force_expects_those_that_hold_the_version(world: World) -> None:
+    await world.upload()
+    others = consumers_of(world, MemoryCatalog(world.tables))
+    await world.report("a", 1, held=(1,))
+    one = await world.lifecycle.objections("m", 1)
+    assert one.held == 'held by consumer "a"'
+    await others.report(Consumer("m", "elsewhere", 1, "active", ttl_seconds=10, held_versions=(1,)))
+    with pytest.raises(ConflictError, match='held by consumer "a"; held by consumer "elsewhere" now'):
+        await world.lifecycle.delete_version("m", 1, force=True, expected_state=one.state)
+    assert await world.numbers() == [1]
+    both = await world.lifecycle.objections("m", 1)
+    await world.lifecycle.delete_version("m", 1, force=True, expected_state=both.state)
+    assert await world.numbers() == []
 
 
 async def test_a_version_that_was_deleted_by_another_server_cannot_be_held(world: World) -> None:

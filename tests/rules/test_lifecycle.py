@@ -192,6 +192,27 @@ async def test_a_version_with_an_alias_is_deleted_only_by_force(world: World) ->
     assert await world.numbers() == []
 
 
+async def test_a_deletion_that_expects_certain_objections_accepts_no_others(world: World) -> None:
+    await world.upload(archived=True)
+    nothing = await world.lifecycle.objections("m", 1)
+    assert (nothing.aliases, nothing.held) == ((), "")
+    await world.lifecycle.set_aliases("m", [AliasChange("production", 1)])
+    one = await world.lifecycle.objections("m", "production")
+    assert one.aliases == ("production",)
+    for force in (False, True):
+        with pytest.raises(ConflictError, match='pointed to by the alias "production" now'):
+            await world.lifecycle.delete_version("m", 1, force=force, expected_state=nothing.state)
+    await world.lifecycle.set_aliases("m", [AliasChange("canary", 1)])
+    with pytest.raises(ConflictError, match='"canary", "production"'):
+        await world.lifecycle.delete_version("m", 1, force=True, expected_state=one.state)
+    assert await world.numbers() == [1]
+    two = await world.lifecycle.objections("m", 1)
+    with pytest.raises(PreconditionError):
+        await world.lifecycle.delete_version("m", 1, expected_state=two.state)
+    await world.lifecycle.delete_version("m", 1, force=True, expected_state=two.state)
+    assert await world.numbers() == []
+
+
 async def test_an_alias_is_accepted_wherever_a_version_is(world: World) -> None:
     for _ in range(3):
         await world.upload(archived=True)

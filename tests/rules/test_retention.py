@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from cogment_model_registry.errors import InvalidError, NotFoundError
+from cogment_model_registry.errors import ConflictError, InvalidError, NotFoundError
 from cogment_model_registry.records.lifecycle import AliasChange, AnnotationChange
 from cogment_model_registry.records.retention import (
     ModelChange,
@@ -92,6 +92,29 @@ async def test_versions_of_both_tiers_are_deleted_with_their_bytes(world: World)
     assert await world.numbers() == [6, 7, 8]
     assert world.transient.usage.items == 2
     assert await world.apply() == []
+
+
+async def test_only_versions_that_were_confirmed_are_deleted(world: World) -> None:
+    for _ in range(6):
+        await world.upload(archived=True)
+    await world.set_rules(RetentionRule(keep_last=2))
+    application = await world.retention.plan("m", only={2, 3, 6})
+    assert [verdict.number for verdict in application.doomed] == [2, 3]
+    await world.lifecycle.set_aliases("m", [AliasChange("production", 3)])
+    async with aclosing(application.delete()) as deletions:
+        assert [decision.version.number async for decision in deletions] == [2]
+    assert await world.numbers() == [1, 3, 4, 5, 6]
+
+
+async def test_rules_of_another_revision_are_not_applied(world: World) -> None:
+    await world.upload(archived=True)
+    await world.set_rules(RetentionRule(keep_last=2))
+    application = await world.retention.plan("m")
+    model = (await world.models.get(["m"]))[0]
+    application.check_revision(0)
+    application.check_revision(model.revision)
+    with pytest.raises(ConflictError, match=f"has revision {model.revision}"):
+        application.check_revision(model.revision + 1)
 
 
 async def test_a_mark_shows_whether_rules_may_delete_something(world: World) -> None:

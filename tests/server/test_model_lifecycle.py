@@ -9,7 +9,7 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2
 
-from cogment_model_registry.records.lifecycle import Alias, AliasChange, AnnotationChange, Version
+from cogment_model_registry.records.lifecycle import Alias, AliasChange, AnnotationChange, Objections, Version
 from cogment_model_registry.server.composition import Server
 from cogment_model_registry.settings import MIB, Settings
 from cogment_model_registry.testing.server import serving
@@ -50,6 +50,10 @@ class Lifecycle:
         request = m.DeleteVersionRequest(version=m.version_ref(model_id, key), force=force)
         await self._client.unary("DeleteVersion", request, m.DeleteVersionReply)
 
+    async def objections(self, key: int | str, *, model_id: str = "m") -> Objections:
+        request = m.DeleteVersionRequest(tried=m.version_ref(model_id, key))
+        return m.objections_from_reply(await self._client.unary("DeleteVersion", request, m.DeleteVersionReply))
+
     async def set_aliases(self, *changes: AliasChange, model_id: str = "m") -> list[Alias]:
         request = m.set_aliases_request(model_id, changes)
         return m.aliases_from_messages((await self._client.unary("SetAliases", request, m.SetAliasesReply)).aliases)
@@ -67,6 +71,21 @@ async def lifecycle(client: Client) -> Lifecycle:
     """The calls on a server with the model ``m``."""
     await client.create_model("m")
     return Lifecycle(client)
+
+
+async def test_a_tried_deletion_deletes_nothing_and_says_what_stands_against_it(
+    client: Client, lifecycle: Lifecycle
+) -> None:
+    await client.publish("m", b"weights")
+    await lifecycle.set_aliases(AliasChange("production", 1))
+    objections = await lifecycle.objections("production")
+    assert objections == Objections(("production",))
+    assert [version.number for version in await lifecycle.get(1)] == [1]
+    await lifecycle.set_aliases(AliasChange("canary", 1))
+    request = m.DeleteVersionRequest(version=m.version_ref("m", 1), force=True, expected_state=objections.state)
+    with refused(ABORTED, "canary"):
+        await Client(client.channel, m.SERVICE_NAME).unary("DeleteVersion", request, m.DeleteVersionReply)
+    assert [version.number for version in await lifecycle.get(1)] == [1]
 
 
 async def test_a_promoted_version_is_archived_in_place(client: Client, lifecycle: Lifecycle, tmp_path: Path) -> None:

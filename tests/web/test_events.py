@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from cogment_model_registry import ModelRegistry
+from tests.processes import run_cogment
 from tests.waiting import PATIENCE_SECONDS, wait_until
 from tests.web.http import Http, HttpServer, http_server
 
@@ -136,3 +137,17 @@ def test_streams_whose_client_is_gone_end_on_the_server_too(
         connection.close()
     wait_until(lambda: registry.status()["watchers"] == "0", registry.status)
     assert not [line for line in shared_http.process.lines if "Traceback" in line]
+
+
+def test_a_stream_ends_with_the_session_that_opened_it(tmp_path: Path) -> None:
+    archive = tmp_path / "archive"
+    with http_server(archive, "--anonymous=nothing") as server:
+        made = run_cogment("token", "create", "--name=reader", "--scope=read", f"--archive_dir={archive}")
+        answer = server.http.form("/login", f"token={made.stdout.strip()}&next=/")
+        (cookie,) = answer.cookies.values()
+        with events(server.http, "/api/v1/events", Cookie=cookie) as stream:
+            stream.until("caught_up")
+            assert server.http.form("/logout", "", {"Cookie": cookie}).status == HTTPStatus.SEE_OTHER
+            kind, _, document = stream.next()
+            assert (kind, document["status"], document["error"]) == ("error", 401, "UnauthenticatedError")
+        assert server.http.get("/live?session=yes").text == "event: ended\ndata:\n\n"

@@ -1,8 +1,12 @@
 """What the pages are made of, without a browser: texts, rights, tensors, rows and what open pages are sent."""
 
 import asyncio
+import contextlib
 import json
 import math
+from collections import Counter
+from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,22 +19,38 @@ from starlette.types import Message
 from cogment_model_registry import ModelRegistry
 from cogment_model_registry.errors import InvalidError
 from cogment_model_registry.records.consumers import Consumer
-from cogment_model_registry.records.lifecycle import Alias, Version
+from cogment_model_registry.records.lifecycle import Alias, ModelSummary, Version
+from cogment_model_registry.records.retention import RetentionRule
+from cogment_model_registry.settings.web import WebOptions
 from cogment_model_registry.web.errors import RefusedError
-from cogment_model_registry.web.pages import compare, formats
+from cogment_model_registry.web.pages import (
+    compare,
+    consumers,
+    differences,
+    formats,
+    install,
+    live,
+    models,
+    queries,
+    rule_forms,
+)
 from cogment_model_registry.web.pages.aliases import candidates
+from cogment_model_registry.web.pages.changes import Plan
 from cogment_model_registry.web.pages.compare import metric_lines, tensor_lines
 from cogment_model_registry.web.pages.consumers import by_model, overview_of
-from cogment_model_registry.web.pages.differences import _add, _Sums
+from cogment_model_registry.web.pages.differences import _add, _Sums, grouped
 from cogment_model_registry.web.pages.history import state_text
 from cogment_model_registry.web.pages.live import Feed, Sent
 from cogment_model_registry.web.pages.queries import pace_of
 from cogment_model_registry.web.pages.retention import parsed_rules
 from cogment_model_registry.web.pages.rights import rights_of
-from cogment_model_registry.web.pages.tensors import Listing, MalformedError, parse_header
+from cogment_model_registry.web.pages.tensors import Listing, MalformedError, Tensor, parse_header
 from cogment_model_registry.web.pages.version import quoted_text
 from cogment_model_registry.web.pages.version_changes import changed_notes
+from cogment_model_registry.web.registries import Caller, Registry
+from cogment_model_registry.web.state import State
 from cogment_model_registry.wire.forwarding import Description
+from cogment_model_registry.wire.watching import Reply
 from tests.waiting import PATIENCE_SECONDS
 from tests.web.http import Http, HttpServer, http_server
 
@@ -235,6 +255,175 @@ def test_an_alias_is_rolled_back_to_where_it_was_first_of_all() -> None:
     alias = Alias("production", 7, 4, 0)
     found = candidates(alias, [], versions)
     assert [(each.version.number, each.was_there) for each in found] == [(5, False), (3, False)]
+
+
+def _tensor(start: int, elements: int, name: str = "") -> Tensor:
+    return Tensor(name, "float32", 4, (elements,), start, elements * 4)
+
+
+def test_small_tensors_are_read_together_and_large_ones_alone() -> None:
+    small = [(_tensor(100 + 16 * at, 4), _tensor(300 + 16 * at, 4)) for at in range(10)]
+    large = (_tensor(260, 3 << 20), _tensor(460, 3 << 20))
+    far = [(_tensor(1 << 28, 4), _tensor(1 << 24, 4)), (_tensor((1 << 28) + 16, 4), _tensor(1 << 20, 4))]
+    groups = [len(group) for group in grouped([large, *far, *reversed(small)])]
+    assert groups == [10, 1, 1, 1]
+
+
+async def test_a_comparison_ends_when_its_time_is_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def no_bytes(_registry: object, _version: object, _start: int, length: int) -> bytes:
+        return bytes(length)
+
+    monkeypatch.setattr(differences, "read_part", no_bytes)
+    pairs = [(_tensor(at << 24, 4, str(at)),) * 2 for at in range(4)]
+    version: Any = None
+
+    async def compared() -> list[str]:
+        return [pair[0].name async for pair, _ in differences.compare(version, (version, version), pairs)]
+
+    assert await compared() == ["0", "1", "2", "3"]
+    monkeypatch.setattr(differences, "COMPARISON_SECONDS", 0.0)
+    assert await compared() == []
+
+
+def test_numbers_of_versions_are_ranges() -> None:
+    assert formats.ranges_text([1, 2, 3, 5, 8, 9]) == "1-3, 5, 8-9"
+    assert formats.ranges_text([1, 3, 5, 6, 7], 2) == "1, 3 and 3 others"
+    assert formats.numbers_in("1-3, 5, 8-9") == [1, 2, 3, 5, 8, 9]
+    assert formats.numbers_in("") == []
+    for wrong in ("0", "2-1", "1, 1", "5, 3", "1-", "x", "1-9999999999", "1,2"):
+        with pytest.raises(InvalidError):
+            formats.numbers_in(wrong)
+
+
+def test_a_form_of_rules_says_what_is_wrong_with_which_field() -> None:
+    rules = [RetentionRule("any", "tags.a = b", keep_best=3, metric="loss", lower_is_better=True)]
+    assert rule_forms.rules_of(rule_forms.rows_of(rules)) == (rules, {})
+    rows = rule_forms.rows_in(
+        {
+            "tier-0": "archived",
+            "tier-1": "any",
+            "keep_last-1": "2",
+            "tier-2": "any",
+            "keep_best-2": "x",
+            "remove-2": "yes",
+        }
+    )
+    assert rule_forms.rules_of(rows) == ([RetentionRule(keep_last=2)], {})
+    for name, text, field in (
+        ("keep_last", "-1", "keep_last-0"),
+        ("keep_last", "99999999999", "keep_last-0"),
+        ("keep_best", "2", "metric-0"),
+        ("metric", "loss", "keep_best-0"),
+        ("tier", "none", "tier-0"),
+        ("lower_is_better", "yes", "keep_best-0"),
+    ):
+        found, problems = rule_forms.rules_of([{**rule_forms.BLANK, "tier": "any", "filter": "x = 1", name: text}])
+        assert (found, [*problems]) == ([], [field])
+    assert [*rule_forms.problems_in("trying rules: retention rule 2: the filter is malformed")] == ["filter-1"]
+
+
+def test_a_plan_that_would_do_something_else_has_another_digest() -> None:
+    plan = Plan("Delete", ["gone"], "Delete", "/", {"revision": "1"}, outlook=["3 consumers run it"])
+    assert replace(plan, outlook=["4 consumers run it"], values={"x": 1}).digest == plan.digest
+    for other in (
+        replace(plan, title="Keep"),
+        replace(plan, effects=["kept"]),
+        replace(plan, warnings=["an alias"]),
+        replace(plan, fields={"revision": "2"}),
+    ):
+        assert other.digest != plan.digest
+
+
+async def test_fifty_first_pages_cost_what_one_costs(monkeypatch: pytest.MonkeyPatch) -> None:
+    requests: Counter[str] = Counter()
+
+    async def search(_registry: object, _text: str, _token: str) -> models.Found:
+        requests["search"] += 1
+        return models.Found([ModelSummary(model_id) for model_id in names])
+
+    async def named_models(_registry: object, ids: list[str]) -> list[ModelSummary]:
+        requests["named"] += 1
+        return [ModelSummary(model_id) for model_id in ids]
+
+    async def read_consumers(_registry: object, _model_id: object) -> list[Consumer]:
+        requests["consumers"] += 1
+        return []
+
+    names = ["walker"]
+    monkeypatch.setattr(models, "search", search)
+    monkeypatch.setattr(queries, "named_models", named_models)
+    monkeypatch.setattr(consumers, "read_consumers", read_consumers)
+    monkeypatch.setattr(live, "_LIST_SECONDS", 3600.0)  # the pause after the first look
+    state = State(WebOptions(socket_path="", descriptors=()), Registry("unused"))
+    feeds = install(state)
+    rights = Description("a caller without a token", "anonymous", ("read",))
+    pages = [feeds.events(Caller(f"ipv4:10.0.0.{number}:1"), rights, live.Subject()) for number in range(50)]
+    try:
+        for page in pages:
+            assert await anext(page) == "retry: 2000\n\n"
+        for page in pages:
+            assert "walker" in await anext(page)
+        assert requests["consumers"] == 1
+        assert requests["search"] <= 2  # one of which the rows wait for
+    finally:
+        for page in pages:
+            await page.aclose()
+        await feeds.close()
+        await state.registry.close()
+
+
+async def test_pages_of_callers_with_other_rights_share_nothing() -> None:
+    state = State(WebOptions(socket_path="", descriptors=()), Registry("unused"))
+    feeds = install(state)
+    caller = Caller("ipv4:127.0.0.1:1")
+    rights = [
+        Description("a", "token", ("read",)),
+        Description("b", "token", ("read",)),
+        Description("a", "subject", ("read",)),
+        Description("a", "token", ("read:walker",)),
+    ]
+    pages = [feeds.events(caller, each, live.Subject("walker")) for each in [*rights, rights[0]]]
+    for page in pages:
+        await anext(page)
+    assert len(feeds._feeds) == len(rights)
+    for page in pages:
+        await page.aclose()
+    await feeds.close()
+    await state.registry.close()
+
+
+async def test_a_page_reads_one_change_of_a_busy_model_and_no_more_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    replies = iter(
+        [
+            Reply("1", None),
+            Reply("2", Version("walker", 7, 0, True, "", 1)),
+            Reply("3", Version("walker", 8, 0, True, "", 1)),
+        ]
+    )
+    requested: list[str] = []
+
+    class Stream:
+        async def read(self) -> bytes:
+            return b"a reply"
+
+    @contextlib.asynccontextmanager
+    async def streaming(*_arguments: object, **_options: object) -> AsyncIterator[Stream]:
+        yield Stream()
+
+    def watch_request(_models: object, token: str, **_options: object) -> bytes:
+        requested.append(token)
+        return b""
+
+    monkeypatch.setattr(live, "streaming", streaming)
+    monkeypatch.setattr("cogment_model_registry.wire.watching.watch_request", watch_request)
+    monkeypatch.setattr("cogment_model_registry.wire.watching.decode_reply", lambda _message: next(replies))
+    state = State(WebOptions(socket_path="", descriptors=()), Registry("unused"))
+    install(state)
+    source = live._Source(state, Feed(), live.Subject("walker"), lambda seconds: seconds)
+    assert await source._changed_after("0") == "2"
+    assert await source._changed_after("2") == "3"
+    assert requested == ["0", "2"]
+    await state.registry.close()
 
 
 def test_scopes_say_what_the_pages_offer() -> None:

@@ -12,6 +12,7 @@ from safetensors.numpy import save
 
 from cogment_model_registry import ModelRegistry, RetentionRule
 from tests.processes import run_cogment
+from tests.waiting import eventually
 from tests.web.browser import NARROW, WIDE, Visit, chromium, visiting
 from tests.web.http import HttpServer, http_server
 
@@ -63,6 +64,9 @@ PATHS = (
     "/models/walker/versions/4/delete",
     "/models/walker/versions/4/notes",
     "/models/walker/retention",
+    "/models/walker/retention/rules",
+    "/models/walker/retention/rules?tier-0=archived&keep_last-0=x&tier-1=any&keep_best-1=2",
+    "/models/walker/retention/rules?tier-0=archived&keep_last-0=2",
     "/models/walker/history",
     "/models/walker/compare?first=2&second=3",
     "/models/arm",
@@ -174,14 +178,51 @@ async def test_the_first_page_stays_current_and_can_be_paused(visit: Visit, regi
     await visit.wait_for("document.documentElement.dataset.news > 0")
     registry.report_consumer("walker", "actor-2", version=7)
     registry.report_consumer("walker", "actor-3", version=7)
-    await visit.wait_for(
-        "document.querySelector('[data-table=lagging]')?.innerText == 'All consumers run the newest version.'"
-    )
+    await visit.wait_for("document.querySelector('[data-with=lagging]').hidden")
     await visit.wait_for(
         "document.querySelector('[data-part=lag-summary]').innerText == 'All 3 consumers run the newest version.'"
     )
     await visit.page.get_by_role("button", name="Pause").click()
     assert "Paused" in await visit.text("[data-live-state]")
+
+
+async def test_the_models_of_the_first_page_change_without_a_reload(visit: Visit, registry: ModelRegistry) -> None:
+    await visit.open("/")
+    assert "There are no models yet" in await visit.text("[data-without=models]")
+    _fill(registry)
+
+    async def until(model_id: str, *cells: str) -> None:
+        row = f"document.querySelector('[data-table=models] [data-key=\"{model_id}\"]')"
+        texts = f"[...({row}?.cells || [])].map((cell) => cell.innerText.trim()).join('|')"
+        await visit.wait_for(f"{texts}.startsWith('{'|'.join([model_id, *cells])}')")
+
+    await until("walker", "7", "7", "production 4", "3", "5")
+    assert await visit.page.locator("[data-without=models]").is_hidden()
+    registry.publish("walker", b"weights")
+    registry.set_alias("walker", "canary", 8)
+    registry.report_consumer("walker", "actor-9", version=1)
+    registry.delete_version("walker", 5)
+    await until("walker", "8", "7", "canary 8 production 4", "4", "6")
+    registry.publish("a-new-one", b"weights")
+    await until("a-new-one", "1", "1", "", "–", "–")
+    registry.delete_model("arm")
+    names = "[...document.querySelectorAll('[data-table=models] th')].map((each) => each.innerText).join()"
+    await visit.wait_for(f"{names} == 'a-new-one,walker'")
+    await visit.open("/?q=new")
+    await visit.wait_for("document.documentElement.dataset.news > 0")
+    registry.publish("renewed", b"weights")
+    await until("renewed", "1")
+    assert await visit.page.locator("[data-table=models] tr").count() == 2
+
+
+async def test_tables_that_were_empty_appear_with_their_first_row(visit: Visit, registry: ModelRegistry) -> None:
+    registry.create_model("walker")
+    await visit.open("/models/walker")
+    assert await visit.page.locator("[data-with]:visible").count() == 0
+    registry.publish("walker", b"weights")
+    registry.report_consumer("walker", "actor-1", version=1)
+    await visit.wait_for("document.querySelectorAll('[data-with]:not([hidden]) tbody tr').length == 3")
+    assert await visit.page.locator("[data-without]:visible").count() == 0
 
 
 async def test_an_alias_is_rolled_back_in_three_clicks_and_back_again(visit: Visit, registry: ModelRegistry) -> None:
@@ -204,7 +245,7 @@ async def test_a_move_that_somebody_else_was_faster_with_changes_nothing(visit: 
     await visit.open("/models/walker/aliases/production/move?version=1")
     registry.set_alias("walker", "production", 2)
     await visit.follow(visit.page.get_by_role("button", name="Move production to 1"))
-    assert "somebody else changed it first" in await visit.text("[role=alert]")
+    assert "somebody else made a change" in await visit.text("[role=alert]")
     assert "points to version 2 now" in await visit.text(".effects")
     assert registry.aliases("walker")["production"].version_number == 2
     visit.complaints.clear()  # of the status 412
@@ -258,7 +299,7 @@ async def test_a_version_with_an_alias_or_a_holder_is_deleted_by_force_alone(
     registry.report_consumer("walker", "evaluator", version=4, held_versions=[4])
     await visit.open("/models/walker/versions/4/delete")
     assert "The alias production points to it, and would be removed." in await visit.text(".effects")
-    assert "held by evaluator" in await visit.text(".effects")
+    assert 'held by consumer "evaluator"' in await visit.text(".effects")
     await visit.page.evaluate("document.querySelector('[name=force]').required = false")
     await visit.follow(visit.page.get_by_role("button", name="Delete version 4"))
     assert "Nothing was changed" in await visit.text("[role=alert]")
@@ -267,7 +308,13 @@ async def test_a_version_with_an_alias_or_a_holder_is_deleted_by_force_alone(
     await visit.page.get_by_label("Delete it anyway").check()
     registry.set_alias("walker", "canary", 4)  # which the page did not name
     await visit.follow(visit.page.get_by_role("button", name="Delete version 4"))
-    assert "canary, production" in await visit.text("[role=alert]")
+    assert "somebody else made a change" in await visit.text("[role=alert]")
+    assert "The aliases canary, production point to it" in await visit.text(".effects")
+    visit.complaints.clear()  # of the status 412
+    registry.report_consumer("walker", "viewer", version=4, held_versions=[4])
+    await visit.follow(visit.page.get_by_role("button", name="Delete version 4"))
+    assert 'held by consumers "evaluator", "viewer"' in await visit.text(".effects")
+    assert registry.get_version("walker", 4).archived
     visit.complaints.clear()
     await visit.follow(visit.page.get_by_role("button", name="Delete version 4"))
     assert await visit.text("h1") == "Version 4 is deleted"
@@ -295,23 +342,71 @@ async def test_tags_and_metrics_are_edited(visit: Visit, registry: ModelRegistry
     assert await visit.page.get_by_text("<b>", exact=True).count() == 1
 
 
-async def test_rules_of_retention_are_tried_and_applied(visit: Visit, registry: ModelRegistry) -> None:
+async def test_rules_of_retention_are_tried_and_saved(visit: Visit, registry: ModelRegistry) -> None:
+    _fill(registry)
+    page = visit.page
+    await visit.open("/models/walker/retention")
+    await visit.follow(page.get_by_role("link", name="Add rules"))
+    rule = page.get_by_role("group", name="Rule 1", exact=True)
+    await rule.get_by_label("Keep the last").fill("two")
+    await visit.follow(page.get_by_role("button", name="Show what they would do"))
+    assert await visit.text("#problem-keep_last-0") == "It must be a whole number, 0 or more."
+    await rule.get_by_label("Keep the last").fill("2")
+    await rule.get_by_label("the best").fill("1")
+    await visit.follow(page.get_by_role("button", name="Show what they would do"))
+    assert "needs the metric to compare" in await visit.text("#problem-metric-0")
+    await rule.get_by_label("by the metric").fill("loss")
+    await rule.get_by_label("lowest is best").check()
+    await rule.get_by_label("that match the filter").fill("tags.run =")
+    await visit.enter()  # which does not press the button for another rule
+    assert "at character" in await visit.text("#problem-filter-0")
+    await rule.get_by_label("that match the filter").fill("tags.run = seven")
+    await visit.follow(page.get_by_role("button", name="Add another rule"))
+    await page.get_by_role("group", name="Rule 2").get_by_label("Keep the last").fill("9")
+    await page.get_by_role("group", name="Rule 2").get_by_label("About").select_option("transient")
+    await visit.follow(page.get_by_role("button", name="Show what they would do"))
+    effects = await visit.text(".effects")
+    assert "Of archived versions with tags.run = seven, keep the last 2, the 1 with the lowest" in effects
+    assert "Of transient versions, keep the last 9." in effects
+    assert "2 versions would be deleted" in await visit.text(".outlook")
+    assert "1-2" in " ".join(await page.locator(".outlook").all_inner_texts())
+    assert registry.describe_model("walker").retention == ()
+    registry.update_model("walker", tags={"team": "robots"})  # which changes the revision
+    await visit.follow(page.get_by_role("button", name="Save these rules"))
+    assert "somebody else made a change" in await visit.text("[role=alert]")
+    assert registry.describe_model("walker").retention == ()
+    visit.complaints.clear()  # of the status 412
+    await visit.follow(page.get_by_role("button", name="Save these rules"))
+    assert await visit.text("h1") == "The rules of retention are saved"
+    assert registry.describe_model("walker").retention == (
+        RetentionRule("archived", "tags.run = seven", keep_last=2, keep_best=1, metric="loss", lower_is_better=True),
+        RetentionRule("transient", keep_last=9),
+    )
+    assert len(registry.find_versions("walker")) == 7
+    await visit.open("/models/walker/retention/rules")
+    await page.get_by_role("group", name="Rule 1", exact=True).get_by_label("remove this rule").check()
+    await visit.follow(page.get_by_role("button", name="Show what they would do"))
+    await visit.follow(page.get_by_role("button", name="Save these rules"))
+    assert registry.describe_model("walker").retention == (RetentionRule("transient", keep_last=9),)
+
+
+async def test_rules_of_retention_delete_what_was_confirmed(visit: Visit, registry: ModelRegistry) -> None:
     _fill(registry)
     registry.set_retention("walker", [RetentionRule("archived", keep_last=2)])
     await visit.open("/models/walker/retention")
     assert "2 versions would be deleted" in await visit.text("section p")
-    await visit.page.get_by_label("A list of rules in JSON").fill('[{"tier": "archived", "keep_last": 3}]')
-    await visit.follow(visit.page.get_by_role("button", name="Try these rules"))
-    assert "1 version would be deleted" in await visit.text("section p")
-    assert len(registry.find_versions("walker")) == 7
-    await visit.open("/models/walker/retention?rules=%5B%7B%22keep%22%3A1%7D%5D")
-    assert "has the field 'keep'" in await visit.text("[role=alert]")
-    await visit.open("/models/walker/retention")
     await visit.follow(visit.page.get_by_role("link", name="Apply now"))
-    assert "These versions are deleted permanently: 1, 2." in await visit.text(".effects")
+    assert "Deleted permanently: versions 1-2." in await visit.text(".effects")
+    registry.store("walker", b"weights")  # now version 3 would be deleted too, which nobody has confirmed
+    registry.set_alias("walker", "canary", 2)
+    await visit.follow(visit.page.get_by_role("button", name="Delete 2 versions"))
+    assert "somebody else made a change" in await visit.text("[role=alert]")
+    assert "Deleted permanently: versions 1, 3." in await visit.text(".effects")
+    visit.complaints.clear()  # of the status 412
+    registry.store("walker", b"weights")
     await visit.follow(visit.page.get_by_role("button", name="Delete 2 versions"))
     assert await visit.text("h1") == "2 versions deleted"
-    assert [each.number for each in registry.find_versions("walker", "archived = true")] == [3, 4]
+    assert [each.number for each in registry.find_versions("walker", "archived = true")] == [2, 4, 8, 9]
 
 
 async def test_a_version_shows_its_tensors_its_lineage_and_how_to_fetch_it(
@@ -349,6 +444,29 @@ async def test_curves_are_drawn_of_metrics_over_versions(visit: Visit, registry:
     await visit.open("/models/walker")
     await visit.wait_for("document.querySelectorAll('.curve canvas').length == 2")
     assert "highest 500 at 5, last 300" in await visit.text(".curves")
+
+
+async def test_very_many_small_tensors_are_compared_with_few_requests(
+    visit: Visit, registry: ModelRegistry, shared_http: HttpServer
+) -> None:
+    tensors = {f"block.{number:05d}.scale": numpy.full(4, number, numpy.float32) for number in range(15_000)}
+    registry.publish("many", save(tensors))
+    tensors["block.07000.scale"] = numpy.full(4, 7007, numpy.float32)
+    registry.publish("many", save(tensors))
+    before = _reads(shared_http)
+    await visit.open("/models/many/compare?first=1&second=2")
+    assert _reads(shared_http) - before < 20
+    rows = await visit.page.locator("section[aria-labelledby=tensors] tbody tr").all_inner_texts()
+    assert rows[0].split("\t") == ["block.07000.scale", "float32 4", "float32 4", "4", "7", "0.1 %"]
+    assert "none" in rows[1]
+    assert len(rows) == 300
+    assert "15,000 tensors" in await visit.text("section[aria-labelledby=tensors]")
+
+
+def _reads(server: HttpServer) -> int:
+    """Return how many calls have read versions."""
+    lines = server.http.get("/metrics").text.splitlines()
+    return sum(int(float(line.rpartition(" ")[2])) for line in lines if 'ReadVersion"' in line and "_count" in line)
 
 
 async def test_everything_can_be_read_and_changed_without_scripts(
@@ -433,3 +551,21 @@ async def test_with_tokens_people_log_in_and_see_what_they_may_do(browser: Any, 
             await visit.follow(visit.page.get_by_role("button", name="Move production to 3"))
             await visit.open("/models/walker/history")
             assert "alias set production 3 operator" in await visit.text("tbody")
+            await _expect_other_tabs_to_end(visit)
+
+
+async def _expect_other_tabs_to_end(visit: Visit) -> None:
+    live, still = [await visit.page.context.new_page() for _ in range(2)]
+    await live.goto(f"{visit.origin}/models/walker")
+    await still.goto(f"{visit.origin}/models/walker/versions/4")
+    await eventually(lambda: live.evaluate("document.documentElement.dataset.news > 0"), lambda: "news")
+    await visit.follow(visit.page.get_by_role("button", name="Log out"))
+    assert await visit.text("[role=status]") == "You have logged out."
+    for other in (live, still):
+        banner = other.get_by_role("alert")
+        await banner.wait_for()
+        assert "You are logged out" in await banner.inner_text()
+    assert "Logged out" in await live.locator("[data-live-state]").inner_text()
+    async with live.expect_navigation():
+        await live.get_by_role("link", name="Log in again").click()
+    assert live.url.endswith("/login?next=%2Fmodels%2Fwalker")

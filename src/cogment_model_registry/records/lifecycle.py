@@ -1,8 +1,10 @@
 """What changes about a model and its versions: aliases, tags, metrics, and their revisions."""
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from hashlib import sha256
 from typing import TYPE_CHECKING
 
 from cogment_model_registry.errors import ConflictError, InvalidError, NotFoundError, counted, quoted
@@ -201,6 +203,30 @@ class RetentionReport:
     deleted_versions: int
     kept_versions: int
     freed_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Objections:
+    """What stands against the deletion of a version.
+
+    Attributes:
+        aliases: The aliases that point to it.
+        held: Which consumers hold it, as a text; empty for none.
+    """
+
+    aliases: Sequence[str] = ()
+    held: str = ""
+
+    @property
+    def state(self) -> str:
+        """A text that differs when the objections differ."""
+        return sha256(json.dumps([[*self.aliases], self.held]).encode()).hexdigest()[:32]
+
+    def __str__(self) -> str:
+        """Return them in words."""
+        names = ", ".join(quoted(alias) for alias in self.aliases)
+        texts = (f"pointed to by the alias {names}" if names else "", self.held)
+        return " and ".join(filter(None, texts)) or "neither held nor pointed to"
 
 
 @dataclass(frozen=True, slots=True)

@@ -178,23 +178,29 @@ def check_rules(rules: Sequence[RetentionRule], model_id: str) -> None:
     if len(rules) > RULES_MAX:
         raise InvalidError(f"retention has {len(rules)} rules; at most {RULES_MAX} are allowed", model_id=model_id)
     for position, rule in enumerate(rules, 1):
-        for problem in _problems_of(rule):
+        for _, problem in problems_of(rule):
             raise InvalidError(f"retention rule {position}: {problem}", model_id=model_id)
 
 
-def _problems_of(rule: RetentionRule) -> Iterable[str]:
+def problems_of(rule: RetentionRule) -> Iterable[tuple[str, str]]:
+    """Yield what is wrong with a rule, but for its filter: the field, and the problem in words."""
     if rule.tier not in TIERS:
-        yield f"tier {quoted(str(rule.tier))} must be one of {', '.join(TIERS)}"
-    for name, limit in (("keep_last", _COUNT_MAX), ("keep_best", _COUNT_MAX), ("keep_every", _COUNT_MAX)):
-        yield from _range_problem(name, getattr(rule, name), limit)
-    yield from _range_problem("keep_seconds", rule.keep_seconds, _LONG_MAX)
+        yield "tier", f"tier {quoted(str(rule.tier))} must be one of {', '.join(TIERS)}"
+    for name, limit in (
+        ("keep_last", _COUNT_MAX),
+        ("keep_best", _COUNT_MAX),
+        ("keep_every", _COUNT_MAX),
+        ("keep_seconds", _LONG_MAX),
+    ):
+        yield from ((name, problem) for problem in _range_problem(name, getattr(rule, name), limit))
     if rule.keep_best and not rule.metric:
-        yield f"keep_best {rule.keep_best} needs the metric to compare"
+        yield "metric", f"keep_best {rule.keep_best} needs the metric to compare"
     if not rule.keep_best and (rule.metric or rule.lower_is_better):
         field_name = f"metric {quoted(rule.metric)}" if rule.metric else "lower_is_better"
-        yield f"{field_name} has no effect without keep_best"
+        yield "keep_best", f"{field_name} has no effect without keep_best"
     if not rule.filter.strip() and not rule.keeps:
-        yield "it has no filter and keeps nothing, so it would delete all versions but the newest; give keep_last"
+        problem = "it has no filter and keeps nothing, so it would delete all versions but the newest; give keep_last"
+        yield "keep_last", problem
 
 
 def check_share(share: TransientShare, model_id: str) -> None:

@@ -15,8 +15,10 @@ from time import time_ns
 from typing import TypeAlias, TypeVar
 
 from cogment_model_registry.errors import (
+    ConflictError,
     DataLossError,
     InvalidError,
+    ModelRegistryError,
     NotFoundError,
     OutOfRangeError,
     PreconditionError,
@@ -27,6 +29,7 @@ from cogment_model_registry.records.lifecycle import (
     Alias,
     AliasChange,
     AnnotationChange,
+    Objections,
     Version,
     check_alias,
     check_alias_revision,
@@ -235,15 +238,35 @@ class Lifecycle:
 
                 return await run_to_end(commit())
 
-    async def delete_version(self, model_id: str, key: VersionKey, *, force: bool = False) -> None:
+    async def objections(self, model_id: str, key: VersionKey) -> Objections:
+        """Return what stands against the deletion of a version now.
+
+        Raises:
+            InvalidError: The id or the alias breaks a rule.
+            NotFoundError: The model or the version does not exist.
+        """
+        version = await self.get_version(model_id, key)
+        return await self._objections(await self._catalog.find(model_id), version)
+
+    async def _objections(self, ref: ModelRef, version: Version) -> Objections:
+        elsewhere = (await self._catalog.held_elsewhere(ref)).get(version.number, "")
+        # Nothing is awaited from here on, so that what holds it here is what holds it when this returns.
+        here = self.holds.objection(ref, version.number)
+        return Objections(version.aliases, "; ".join(filter(None, (here, elsewhere))))
+
+    async def delete_version(
+        self, model_id: str, key: VersionKey, *, force: bool = False, expected_state: str = ""
+    ) -> None:
         """Delete a version of either tier, durably. Its number is never given again; readers under way go on.
 
         Args:
             model_id: The model.
             key: The version.
             force: Whether to delete it even if aliases point to it, which are removed, or consumers hold it.
+            expected_state: The state of the objections that are expected; empty for any.
 
         Raises:
+            ConflictError: There are other objections than expected.
             InvalidError: The id or the alias breaks a rule.
             NotFoundError: The model or the version does not exist.
             PreconditionError: An alias points to it or a consumer holds it, and `force` was not given; or the registry
@@ -258,9 +281,10 @@ class Lifecycle:
             with ExitStack() as removal:
                 async with self._catalog.removing_version(ref, number) as info:
                     [version] = await self._catalog.describe([info])
-                    if not force:
-                        elsewhere = (await self._catalog.held_elsewhere(ref)).get(number, "")
-                        _check_unneeded(version, self.holds.objection(ref, number) or elsewhere)
+                    if not force or expected_state:
+                        _check_objections(
+                            version, await self._objections(ref, version), expected_state, is_forced=force
+                        )
                     removal.enter_context(self.holds.removing(ref, number))
                     await (self._archive if info.archived else self._transient).remove_version(info)
             with suppress(NotFoundError):  # the model was deleted at once
@@ -337,16 +361,21 @@ class Lifecycle:
         raise NotFoundError(f"model {quoted(model_id)} has no alias {quoted(key)}", model_id=model_id)
 
 
-def _check_unneeded(version: Version, objection: str) -> None:
-    """Refuse to delete a version that an alias points to, or that consumers hold."""
+def _check_objections(version: Version, objections: Objections, expected_state: str, *, is_forced: bool) -> None:
+    """Refuse to delete a version that is needed, unless by force, or to which something else happened than expected."""
     what = f"version {version.number} of model {quoted(version.model_id)}"
-    if version.aliases:
-        names = ", ".join(quoted(alias) for alias in version.aliases)
-        message = f"{what} has the alias {names}: remove it first"
-        raise PreconditionError(message, model_id=version.model_id, version_number=version.number)
-    if objection:
-        message = f"{what} is {objection}: wait until it is released, or use force"
-        raise PreconditionError(message, model_id=version.model_id, version_number=version.number)
+    kind: type[ModelRegistryError] = PreconditionError
+    if expected_state not in ("", objections.state):
+        kind, message = ConflictError, f"{what} is {objections} now, which was not expected"
+    elif is_forced:
+        return
+    elif objections.aliases:
+        message = f"{what} has the alias {', '.join(map(quoted, objections.aliases))}: remove it first"
+    elif objections.held:
+        message = f"{what} is {objections.held}: wait until it is released, or use force"
+    else:
+        return
+    raise kind(message, model_id=version.model_id, version_number=version.number)
 
 
 def _check_part(info: VersionInfo, offset: int, expected_hash: str) -> None:

@@ -9,14 +9,14 @@ make a version kept that was not, so they change nothing.
 import asyncio
 import bisect
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from time import time_ns
 
 from cogment_model_registry.errors import DataLossError, NotFoundError
 from cogment_model_registry.records.lifecycle import Decision, Version
-from cogment_model_registry.records.retention import RetentionRule
+from cogment_model_registry.records.retention import ModelAnnotations, ModelChange, RetentionRule, check_model_revision
 from cogment_model_registry.records.versions import VersionInfo
 from cogment_model_registry.registry.contracts import (
     Archive,
@@ -66,10 +66,18 @@ class Application:
         freed_bytes: How many bytes these had.
     """
 
-    def __init__(self, retention: "Retention", ref: ModelRef, trial: Sequence[RetentionRule] | None) -> None:
+    def __init__(
+        self,
+        retention: "Retention",
+        ref: ModelRef,
+        trial: Sequence[RetentionRule] | None,
+        only: Collection[int] | None = None,
+    ) -> None:
         self._retention = retention
         self._ref = ref
         self._trial = trial
+        self._only = only
+        self._revision = 0
         self._rules = Rules((), ref.model_id)
         self._numbers: list[int] = []  # of the versions that existed when it was decided and were not deleted here
         self._changes = 0
@@ -100,6 +108,15 @@ class Application:
         newest = self._numbers[-1] if self._numbers else 0
         return Mark(self._ref, ModelOutline(self._changes, len(self._numbers), newest))
 
+    def check_revision(self, expected: int) -> None:
+        """Refuse to go on if the rules are those of another revision of the model; 0 for any.
+
+        Raises:
+            ConflictError: They are.
+        """
+        now = ModelAnnotations(revision=self._revision)
+        check_model_revision(self._ref.model_id, now, ModelChange(expected_revision=expected))
+
     async def decisions(self, verdicts: Sequence[Verdict]) -> AsyncGenerator[Decision, None]:
         """Yield verdicts with their versions, without those that do not exist any more."""
         listed = [*verdicts]
@@ -113,8 +130,9 @@ class Application:
         """Look at all versions, and decide about them."""
         state = await self._retention.catalog.get_state(self._ref)
         self._numbers, self._changes = [*state.numbers], state.changes
-        rules = await self._retention.rules_of(self._ref.model_id) if self._trial is None else self._trial
-        self._rules = Rules(rules, self._ref.model_id)
+        annotations = await self._retention.annotations_of(self._ref.model_id)
+        rules = annotations.retention if self._trial is None else self._trial
+        self._rules, self._revision = Rules(rules, self._ref.model_id), annotations.revision
         self._candidates = await self._retention.look_at(self._ref, self._rules, state.numbers)
         await self._decide()
 
@@ -128,7 +146,8 @@ class Application:
         else:
             verdicts = decide(*arguments)
         self._verdicts = {verdict.number: verdict for verdict in verdicts}
-        self._doomed = deque(verdict for verdict in verdicts if verdict.is_deleted)
+        only = self._only
+        self._doomed = deque(each for each in verdicts if each.is_deleted and (only is None or each.number in only))
 
     async def delete(self) -> AsyncGenerator[Decision, None]:
         """Delete one version after the other, and yield each; decide again when the model has changed.
@@ -230,19 +249,25 @@ class Retention:
         self._archive = archive
         self._transient = transient
 
-    async def plan(self, model_id: str, rules: Sequence[RetentionRule] | None = None) -> Application:
+    async def plan(
+        self,
+        model_id: str,
+        rules: Sequence[RetentionRule] | None = None,
+        only: Collection[int] | None = None,
+    ) -> Application:
         """Decide about the versions of a model, and delete nothing yet.
 
         Args:
             model_id: The model.
             rules: Rules to try; None for those of the model.
+            only: The numbers of the only versions that may be deleted; None for all.
 
         Raises:
             InvalidError: The id or a rule breaks a rule.
             NotFoundError: The model does not exist.
         """
         self._registry.check_model_id(model_id)
-        application = Application(self, await self.catalog.find(model_id), rules)
+        application = Application(self, await self.catalog.find(model_id), rules, only)
         await application.decide()
         return application
 
@@ -263,10 +288,10 @@ class Retention:
         """Return the store that has a version."""
         return self._archive if info.archived else self._transient
 
-    async def rules_of(self, model_id: str) -> Sequence[RetentionRule]:
-        """Return the rules of a model."""
+    async def annotations_of(self, model_id: str) -> ModelAnnotations:
+        """Return the rules of a model, and their revision."""
         summaries = await self.catalog.summarize([await self.catalog.get_model(model_id)])
-        return summaries[0].retention if summaries else ()
+        return summaries[0].annotations if summaries else ModelAnnotations()
 
     async def look_at(self, ref: ModelRef, rules: Rules, numbers: Sequence[int]) -> dict[int, Candidate]:
         """Return what rules need to know of the versions of a model with these numbers, as far as they exist."""

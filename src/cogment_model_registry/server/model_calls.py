@@ -94,11 +94,14 @@ class ModelCalls:
         if request.model_id:
             call.about(model_id=request.model_id)
         trial = models.trial_of(request)
+        models.check_apply_retention(request)
+        only = frozenset(request.version_numbers) or None
         if not request.validate_only:
             self._retention.require_writable(request.model_id)
         report = _Report(self._reply_max_bytes)
-        async with aclosing(self._retention.plan(request.model_id, trial)) as applications:
+        async with aclosing(self._retention.plan(request.model_id, trial, only)) as applications:
             async for application in applications:
+                application.check_revision(request.expected_revision)
                 if request.validate_only:
                     await report.try_out(application)
                 else:

@@ -183,8 +183,11 @@ class ModelLifecycleService:
         return _encode(version)
 
     async def _delete_version(self, request: lifecycle.DeleteVersionRequest, call: Call) -> bytes:
+        if request.HasField("tried"):
+            model_id, key = _about(call, request.tried)
+            return lifecycle.objections_reply(await self._rules.objections(model_id, key)).SerializeToString()
         model_id, key = _about(call, request.version)
-        await self._rules.delete_version(model_id, key, force=request.force)
+        await self._rules.delete_version(model_id, key, force=request.force, expected_state=request.expected_state)
         _log.info("version deleted", model_id=model_id, version=key, peer=call.context.peer())
         return lifecycle.DeleteVersionReply().SerializeToString()
 

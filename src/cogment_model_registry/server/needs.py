@@ -70,6 +70,8 @@ def _apply_retention(request: Any) -> Needs:
 
 
 def _delete_version(request: Any) -> Needs:
+    if request.HasField("tried"):
+        return (Need(READ, request.tried.model_id),)
     model_id = request.version.model_id
     return (Need(("delete",), model_id), *(_aliases(model_id, [ANY]) if request.force else ()))
 

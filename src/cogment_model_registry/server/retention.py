@@ -1,7 +1,7 @@
 """Retention on a server: on request and by itself, one version after the other, each with a line in the log."""
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import aclosing
 
 import structlog
@@ -34,19 +34,22 @@ class RetentionWork:
         self._models = models
         self._observe = observe
 
-    async def plan(self, model_id: str, trial: Sequence[RetentionRule] | None) -> AsyncGenerator[Application, None]:
+    async def plan(
+        self, model_id: str, trial: Sequence[RetentionRule] | None, only: Collection[int] | None = None
+    ) -> AsyncGenerator[Application, None]:
         """Yield what rules say about a model, or about each model that has rules if the id is empty.
 
         Args:
             model_id: The model; empty for all.
             trial: Rules to try instead of those of the models; then models without rules count too.
+            only: The numbers of the only versions of the model that may be deleted; None for all.
 
         Raises:
             InvalidError: The id or a rule breaks a rule.
             NotFoundError: The model does not exist.
         """
         if model_id:
-            yield await self._retention.plan(model_id, trial)
+            yield await self._retention.plan(model_id, trial, only)
             return
         async for model in self._all_models():
             if model.retention or trial is not None:

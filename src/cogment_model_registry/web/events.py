@@ -4,6 +4,7 @@ import asyncio
 import json
 from collections.abc import AsyncGenerator, Sequence
 from http import HTTPStatus
+from typing import Literal
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -16,15 +17,21 @@ from cogment_model_registry.records.documents import consumer_as_json, model_as_
 from cogment_model_registry.records.lifecycle import ModelSummary, Version
 from cogment_model_registry.records.news import Event, Gap, Gone
 from cogment_model_registry.web.disconnects import Connected
-from cogment_model_registry.web.errors import RefusedError, problem_of
+from cogment_model_registry.web.errors import RefusedError, problem, problem_of
 from cogment_model_registry.web.parameters import flag, parameters
-from cogment_model_registry.web.state import State, registry_of, state_of
+from cogment_model_registry.web.state import State, caller_of, registry_of, state_of
 
 _STREAMS_MAX = 1000
 """How many streams may be open."""
 
 BEAT_SECONDS = 15.0
 """How often a stream sends at least a comment, so that proxies keep it open and lost clients are noticed."""
+
+_LOGGED_OUT = (
+    b"event: error\ndata: "
+    + bytes(problem(HTTPStatus.UNAUTHORIZED, "the session has ended; log in again", error="UnauthenticatedError").body)
+    + b"\n\n"
+)
 
 _News = AsyncGenerator[tuple[str, Event | Consumer], None]
 
@@ -62,38 +69,57 @@ async def _stream(request: Request, model_ids: Sequence[str]) -> Response:
         state.streams -= 1
         await news.aclose()
         raise
-    return _Events(news, first, state)
+    return _Events(news, first, state, caller_of(request).session_id)
 
 
 class _Events(Response):
     """An answer that continues until one side ends it."""
 
-    def __init__(self, news: _News, first: tuple[str, Event | Consumer], state: State) -> None:
+    def __init__(self, news: _News, first: tuple[str, Event | Consumer], state: State, session_id: str) -> None:
         headers = {"cache-control": "no-store", "x-accel-buffering": "no"}
         super().__init__(None, headers=headers, media_type="text/event-stream")
         del self.headers["content-length"]
         self._news = news
         self._first = first
         self._state = state
+        self._session_id = session_id
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send events until the client is gone, or the server ends the watch."""
         queue: asyncio.Queue[bytes] = asyncio.Queue(1)  # no event is taken from the server before the last one is sent
         reading = asyncio.ensure_future(self._read(queue))
+        ended = asyncio.Event()
+        ending = asyncio.ensure_future(ended.wait())
         try:
-            async with Connected(receive) as connected:
-                await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-                while connected:
-                    text = await _next(queue, connected, reading)
-                    if text is None:
-                        break
-                    await send({"type": "http.response.body", "body": text, "more_body": True})
-                await send({"type": "http.response.body", "body": b""})
+            with self._state.sessions.streaming(self._session_id, ended):
+                await self._send(receive, send, queue, reading, ending)
         finally:
             self._state.streams -= 1
             reading.cancel()
-            await asyncio.gather(reading, return_exceptions=True)
+            ending.cancel()
+            await asyncio.gather(reading, ending, return_exceptions=True)
             await self._news.aclose()  # if it was never read
+
+    async def _send(
+        self,
+        receive: Receive,
+        send: Send,
+        queue: "asyncio.Queue[bytes]",
+        reading: "asyncio.Future[None]",
+        ending: "asyncio.Future[Literal[True]]",
+    ) -> None:
+        sessions = self._state.sessions
+        async with Connected(receive) as connected:
+            await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+            while connected:
+                if ending.done() or (self._session_id and not sessions.is_live(self._session_id)):
+                    await send({"type": "http.response.body", "body": _LOGGED_OUT, "more_body": True})
+                    break
+                text = await _next(queue, connected, reading, ending)
+                if text is None:
+                    break
+                await send({"type": "http.response.body", "body": text, "more_body": True})
+            await send({"type": "http.response.body", "body": b""})
 
     async def _read(self, queue: "asyncio.Queue[bytes]") -> None:
         await queue.put(encoded(*self._first))
@@ -104,11 +130,18 @@ class _Events(Response):
             await queue.put(b"event: error\ndata: " + bytes(problem_of(error).body) + b"\n\n")
 
 
-async def _next(queue: "asyncio.Queue[bytes]", connected: Connected, reading: "asyncio.Future[None]") -> bytes | None:
-    """Return the next event; a comment if none arrives in time; None at the end."""
+async def _next(
+    queue: "asyncio.Queue[bytes]",
+    connected: Connected,
+    reading: "asyncio.Future[None]",
+    ending: "asyncio.Future[Literal[True]]",
+) -> bytes | None:
+    """Return the next event; a comment if none arrives in time, or the session ended; None at the end."""
     getting = asyncio.ensure_future(queue.get())
     try:
-        await asyncio.wait((getting, connected.end, reading), timeout=BEAT_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait(
+            (getting, connected.end, reading, ending), timeout=BEAT_SECONDS, return_when=asyncio.FIRST_COMPLETED
+        )
         if getting.done():
             return getting.result()
         if not connected:

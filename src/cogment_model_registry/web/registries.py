@@ -30,11 +30,13 @@ class Caller:
         peer: The address, in the format of gRPC.
         token: The token; empty for none.
         is_by_cookie: Whether the token is that of a session, which a browser also sends for requests of other pages.
+        session_id: The session; empty for none.
     """
 
     peer: str
     token: str = field(default="", repr=False)
     is_by_cookie: bool = False
+    session_id: str = field(default="", repr=False)
 
 
 current: ContextVar[Caller] = ContextVar("caller")
@@ -110,6 +112,11 @@ class Registry(ModelRegistry):
         """Return the caller and the rights of the caller."""
         path = method_path(forwarding.DESCRIBE_CALLER, forwarding.SERVICE_NAME)
         return forwarding.Description.decoded(await self._asked(path, "looking up the caller"))
+
+    async def knows_token(self) -> bool:
+        """Return whether the server knows the token of the caller already, without a look for a new one."""
+        path = method_path(forwarding.KNOWS_TOKEN, forwarding.SERVICE_NAME)
+        return bool(await self._asked(path, "looking up the token"))
 
     async def is_serving(self) -> bool:
         """Return whether the server serves, by `grpc.health.v1`.

@@ -15,6 +15,7 @@ from cogment_model_registry.records.lifecycle import (
     AliasChange,
     AnnotationChange,
     Annotations,
+    Objections,
     Version,
 )
 from cogment_model_registry.records.signatures import Signature, signature_of
@@ -139,6 +140,23 @@ def key_of(ref: lifecycle_pb2.VersionRef) -> int | str:
         message = f"version_number {ref.version_number} is none; it must be from 1, or -n for the n-th from the last"
         raise InvalidError(message, model_id=ref.model_id)
     return ref.version_number
+
+
+def objections_reply(objections: Objections) -> DeleteVersionReply:
+    """Return the reply that says what stands against a deletion."""
+    return DeleteVersionReply(aliases=objections.aliases, held=objections.held, state=objections.state)
+
+
+def objections_from_reply(reply: DeleteVersionReply) -> Objections:
+    """Return what stands against a deletion.
+
+    Raises:
+        InvalidError: The state is not that of the rest.
+    """
+    objections = Objections(tuple(reply.aliases), reply.held)
+    if objections.state != reply.state:
+        raise InvalidError("the state of the version does not fit")
+    return objections
 
 
 def read_request(

@@ -170,11 +170,36 @@ def trial_of(request: lifecycle_pb2.ApplyRetentionRequest) -> tuple[RetentionRul
     return _rules_from_messages(request.retention.rules, request.model_id)
 
 
+def check_apply_retention(request: lifecycle_pb2.ApplyRetentionRequest) -> None:
+    """Refuse what is for one model if a request is about all.
+
+    Raises:
+        InvalidError: It has versions or a revision, and no model.
+    """
+    if not request.model_id and (request.version_numbers or request.expected_revision):
+        raise InvalidError("version_numbers and expected_revision are those of a model, and need its model_id")
+
+
 def apply_retention_request(
-    model_id: str, rules: Sequence[RetentionRule] | None, *, is_dry_run: bool
+    model_id: str,
+    rules: Sequence[RetentionRule] | None,
+    *,
+    is_dry_run: bool,
+    numbers: Sequence[int] = (),
+    expected_revision: int = 0,
 ) -> lifecycle_pb2.ApplyRetentionRequest:
-    """Return the request to apply rules of retention; `rules` of None are those of the model."""
-    request = lifecycle_pb2.ApplyRetentionRequest(model_id=model_id, validate_only=is_dry_run)
+    """Return the request to apply rules of retention.
+
+    Args:
+        model_id: The model; empty for all.
+        rules: Rules to try; None for those of the model.
+        is_dry_run: Whether nothing is deleted.
+        numbers: The only versions that may be deleted; none for all.
+        expected_revision: The revision that the model must have; 0 for any.
+    """
+    request = lifecycle_pb2.ApplyRetentionRequest(
+        model_id=model_id, validate_only=is_dry_run, version_numbers=numbers, expected_revision=expected_revision
+    )
     if rules is not None:
         request.retention.CopyFrom(_retention_message(rules))
     return request

@@ -17,7 +17,7 @@ from cogment_model_registry.web.pages import (
     version,
     version_changes,
 )
-from cogment_model_registry.web.pages.changes import Doer, Planner, doing, showing
+from cogment_model_registry.web.pages.changes import DIGEST_FIELD, Doer, Planner, doing, showing
 from cogment_model_registry.web.pages.tensors import SHOWN_MAX
 from cogment_model_registry.web.state import State
 
@@ -32,6 +32,8 @@ def install(state: State) -> live.Feeds:
         ago_text=formats.ago_text,
         time_ns=time.time_ns,
         tensors_max=SHOWN_MAX,
+        decisions_max=retention.SHOWN_MAX,
+        digest_field=DIGEST_FIELD,
     )
     return live.Feeds(state)
 
@@ -50,6 +52,7 @@ def routes() -> Sequence[BaseRoute]:
         Route("/models/{model_id}/history", history.show),
         Route("/models/{model_id}/retention", retention.show),
         Route("/models/{model_id}/aliases", aliases.create, methods=["GET"]),
+        *_change("/models/{model_id}/retention/rules", retention.plan_rules, retention.save_rules),
         *_change("/models/{model_id}/retention/apply", retention.plan_application, retention.apply),
         Route(alias_path, aliases.show),
         *_change(f"{alias_path}/move", aliases.plan_move, aliases.move),

@@ -9,11 +9,12 @@ from http import HTTPStatus
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
-from cogment_model_registry.errors import ModelRegistryError
+from cogment_model_registry.errors import InvalidError, ModelRegistryError
 from cogment_model_registry.records.history import HistoryEntry
 from cogment_model_registry.records.lifecycle import Alias, ModelSummary, Version
 from cogment_model_registry.web.pages.changes import Outcome, Plan, whole_number
-from cogment_model_registry.web.pages.formats import path_of, with_query
+from cogment_model_registry.web.pages.consumers import CONSUMERS_MAX
+from cogment_model_registry.web.pages.formats import path_of, sentence, with_query
 from cogment_model_registry.web.pages.rights import Rights, read_rights
 from cogment_model_registry.web.registries import Registry
 from cogment_model_registry.web.state import registry_of, state_of
@@ -116,33 +117,37 @@ async def plan_move(request: Request, rights: Rights, fields: Mapping[str, str])
     revision = str(alias.revision if alias else 0)
     back = path_of("models", model_id, "aliases", name)
     refusal = "" if rights.may("alias", model_id, name) else f"You need the scope alias for {name}."
-    number = fields.get("version", "").strip()
-    if not number.isdecimal():
+    text, problems = fields.get("version", "").strip(), dict[str, str]()
+    try:
+        number = whole_number(text, "the version")
+    except InvalidError as error:
+        problems = {"version": sentence(error.message)} if text else {}
         return Plan(
             f"Point {name} to a version",
             [_now(name, alias)],
             "Continue",
             back if alias else path_of("models", model_id),
-            {"revision": revision},
-            "version",
+            inputs="version",
+            values={"version": text},
+            is_question=True,
+            problems=problems,
             refusal=refusal,
         )
-    version = await registry.describe_version(model_id, whole_number(number, "the version"))
-    running = await registry.consumers(model_id, limit=1000)
+    version = await registry.describe_version(model_id, number)
+    running = [each for each in await registry.consumers(model_id, limit=CONSUMERS_MAX) if each.is_live]
     effects = [_move(name, alias, version.number)]
     if alias is None or alias.version_number != version.number:
         effects.append("Clients that use this alias get that version from now on.")
     if not version.archived:
         effects.append(f"Version {version.number} is transient: it is promoted first.")
-    already = sum(each.is_live and each.version_number == version.number for each in running)
-    if already:
-        effects.append(f"{already} of {len(running)} consumers of the model run that version already.")
+    already = sum(each.version_number == version.number for each in running)
     return Plan(
         f"Move {name} to version {version.number}" if alias else f"Create the alias {name}",
         effects,
         f"Move {name} to {version.number}" if alias else f"Create {name}",
         back if alias else path_of("models", model_id),
         {"revision": revision, "version": str(version.number)},
+        outlook=[f"{already} of {len(running)} consumers of the model run that version already."] if already else (),
         refusal=refusal,
         values={"from": alias.version_number if alias else None, "to": version.number},
     )

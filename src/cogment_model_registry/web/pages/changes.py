@@ -1,12 +1,17 @@
 """Changes by the pages: each has a page that says what it will do, and does it when its form is sent.
 
-Forms have the revision from which the page was made, so that nobody overwrites a change that somebody else made in the
-meantime. The answer says what the change did, with a link that undoes it where that is possible.
+What a person confirms is what is done. A form has a digest of what its page said. When it is sent, the change is
+planned again: if it would do something else by now, nothing is done, and the page shows what it would do now. Between
+this look and the change, the server compares what can change in between: the revision of an alias, a version or a
+model, or what stands against a deletion. The answer says what the change did, with a link that undoes it where that is
+possible.
 """
 
+import hashlib
+import json
 import math
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from http import HTTPStatus
 
 from starlette.requests import Request
@@ -21,8 +26,12 @@ from cogment_model_registry.errors import (
 )
 from cogment_model_registry.web import errors
 from cogment_model_registry.web.forms import read_form
+from cogment_model_registry.web.pages.formats import sentence
 from cogment_model_registry.web.pages.rights import Rights, read_rights
 from cogment_model_registry.web.state import state_of
+
+DIGEST_FIELD = "confirmed"
+"""The field of a form that has the digest of its plan."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +47,10 @@ class Plan:
         inputs: The name of the template with the fields to fill in; empty for none.
         values: What that template shows.
         warnings: What would be lost, a sentence each.
+        outlook: What it is likely to do later, or to others, a sentence each. It may change at any time, so it is shown
+            and not confirmed.
+        is_question: Whether its form only asks what to do, and leads to the page that says what that does.
+        problems: What is wrong with the answers, by the name of the field.
         is_dangerous: Whether something is lost for good.
         refusal: Why it cannot be done; empty if it can.
     """
@@ -50,8 +63,30 @@ class Plan:
     inputs: str = ""
     values: Mapping[str, object] = field(default_factory=dict)
     warnings: Sequence[str] = ()
+    outlook: Sequence[str] = ()
+    is_question: bool = False
+    problems: Mapping[str, str] = field(default_factory=dict)
     is_dangerous: bool = False
     refusal: str = ""
+
+    @property
+    def digest(self) -> str:
+        """A text that differs for plans that do something else."""
+        said = [self.title, [*self.effects], [*self.warnings], dict(self.fields)]
+        return hashlib.sha256(json.dumps(said, sort_keys=True).encode("utf-8", "replace")).hexdigest()[:32]
+
+
+class FieldError(InvalidError):
+    """A field of a form has a wrong value.
+
+    Args:
+        name: The name of the field.
+        message: What is wrong with it.
+    """
+
+    def __init__(self, name: str, message: str) -> None:
+        super().__init__(message)
+        self.name = name
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,20 +142,26 @@ def showing(plan: Planner) -> Callable[[Request], Awaitable[Response]]:
 
 
 def doing(plan: Planner, do: Doer) -> Callable[[Request], Awaitable[Response]]:
-    """Return what makes a change; if that fails, it answers with the page of the change, as things are now."""
+    """Return what makes a change that was confirmed; otherwise, it answers with the page of the change as of now."""
 
     async def change(request: Request) -> Response:
         fields = await read_form(request)
+        rights = await read_rights(request)
+        planned = await plan(request, rights, fields)
+        if planned.refusal or planned.is_question:
+            return page_of(request, rights, planned, status=HTTPStatus.CONFLICT)
+        if fields.get(DIGEST_FIELD) != planned.digest:
+            return page_of(request, rights, planned, _CHANGED, HTTPStatus.PRECONDITION_FAILED)
         try:
             outcome = await do(request, fields)
         except (InvalidError, ConflictError, PreconditionError, NotFoundError) as error:
-            rights = await read_rights(request)
             try:
                 planned = await plan(request, rights, fields)
             except NotFoundError:
                 raise error from None
+            if isinstance(error, FieldError):
+                planned = replace(planned, problems={error.name: sentence(error.message)})
             return page_of(request, rights, planned, in_words(error), errors.status_of(error))
-        rights = await read_rights(request)
         return state_of(request).templates.page(
             request, "done.html", rights=rights, outcome=outcome, model_id=request.path_params["model_id"]
         )
@@ -128,17 +169,17 @@ def doing(plan: Planner, do: Doer) -> Callable[[Request], Awaitable[Response]]:
     return change
 
 
+_CHANGED = (
+    "Nothing was changed, because this would do something else now than the page said: somebody else made a change. "
+    "The page shows what it would do now."
+)
+
+
 def in_words(error: ModelRegistryError) -> str:
     """Return the text of an error for a page."""
     if isinstance(error, ConflictError):
-        reason = f"somebody else changed it first. {sentence(error.message)}"
-        return f"Nothing was changed, because {reason} This page shows the current state."
+        return f"{_CHANGED} {sentence(error.message)}"
     return f"Nothing was changed. {sentence(error.message)}"
-
-
-def sentence(text: str) -> str:
-    """Return a message as a sentence."""
-    return f"{text[:1].upper()}{text[1:]}{'' if text.endswith(('.', '!', '?')) else '.'}"
 
 
 def whole_number(text: str, what: str, *, least: int = 1) -> int:

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from starlette.requests import Request
@@ -14,7 +14,7 @@ from cogment_model_registry.records.sizes import MIB
 from cogment_model_registry.web.disconnects import while_connected
 from cogment_model_registry.web.pages import tensors
 from cogment_model_registry.web.pages.changes import whole_number
-from cogment_model_registry.web.pages.differences import Difference, compare_bytes, has_numpy
+from cogment_model_registry.web.pages.differences import COMPARISON_SECONDS, Difference, compare, has_numpy
 from cogment_model_registry.web.pages.rights import read_rights
 from cogment_model_registry.web.pages.tensors import Listing, Tensor
 from cogment_model_registry.web.registries import Registry
@@ -114,9 +114,11 @@ async def _compared(registry: Registry, first: Version, second: Version, *, is_a
         state = "too large"
     elif state == "done" and size_bytes > _AT_ONCE_BYTES and not is_asked:
         state = "asks"
+    left_out = 0
     if state == "done":
         async with _COMPARISONS:
-            lines = [await _with_difference(registry, first, second, line) for line in lines]
+            lines = await _with_differences(registry, (first, second), lines)
+        left_out = sum(line.is_comparable and line.difference is None for line in lines)
         lines.sort(key=lambda line: -(line.difference.relative if line.difference else 0.0))
     return {
         "versions": (first, second),
@@ -126,15 +128,20 @@ async def _compared(registry: Registry, first: Version, second: Version, *, is_a
         "listings": listings,
         "state": state,
         "size_bytes": size_bytes,
+        "left_out": left_out,
+        "seconds": round(COMPARISON_SECONDS),
         "shown_max": tensors.SHOWN_MAX,
     }
 
 
-async def _with_difference(registry: Registry, first: Version, second: Version, line: TensorLine) -> TensorLine:
-    if not line.is_comparable or line.first is None or line.second is None:
-        return line
-    difference = await compare_bytes(registry, (first, line.first), (second, line.second))
-    return TensorLine(line.name, line.first, line.second, difference)
+async def _with_differences(
+    registry: Registry, versions: tuple[Version, Version], lines: Sequence[TensorLine]
+) -> list[TensorLine]:
+    pairs = [
+        (line.first, line.second) for line in lines if line.is_comparable and line.first is not None and line.second
+    ]
+    found = {pair[0].name: difference async for pair, difference in compare(registry, versions, pairs)}
+    return [replace(line, difference=found.get(line.name)) if line.is_comparable else line for line in lines]
 
 
 def tensor_lines(first: Listing, second: Listing) -> list[TensorLine]:

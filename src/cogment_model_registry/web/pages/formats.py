@@ -1,11 +1,12 @@
 """How the pages write sizes, times, numbers and addresses: rounded for people; titles have exact values."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from typing import Any
 from urllib.parse import quote, urlencode
 
+from cogment_model_registry.errors import InvalidError
 from cogment_model_registry.records.sizes import size_text
 
 NS_PER_SECOND = 10**9
@@ -69,6 +70,11 @@ def rate_text(per_second: float | None) -> str:
     return f"{per_second * _DAY:.2g} / d"
 
 
+def sentence(text: str) -> str:
+    """Return a message as a sentence."""
+    return f"{text[:1].upper()}{text[1:]}{'' if text.endswith(('.', '!', '?')) else '.'}"
+
+
 def path_of(*parts: str | int) -> str:
     """Return a path of names and numbers, each of which is one part of it."""
     return "/" + "/".join(quote(str(part), safe="") for part in parts)
@@ -80,6 +86,50 @@ def with_query(path: str, **values: object) -> str:
     return f"{path}?{urlencode(given)}" if given else path
 
 
+def ranges_text(numbers: Sequence[int], ranges_max: int | None = None) -> str:
+    """Return numbers in ascending order as ranges, such as ``1-3, 7``.
+
+    Args:
+        numbers: The numbers.
+        ranges_max: How many ranges the text has at most; None for all.
+    """
+    ranges: list[list[int]] = []
+    for number in numbers:
+        if ranges and number == ranges[-1][1] + 1:
+            ranges[-1][1] = number
+        else:
+            ranges.append([number, number])
+    shown = ranges if ranges_max is None else ranges[:ranges_max]
+    texts = [str(first) if first == last else f"{first}-{last}" for first, last in shown]
+    left = sum(last - first + 1 for first, last in ranges[len(shown) :])
+    return ", ".join(texts) + (f" and {count_text(left)} others" if left else "")
+
+
+_NUMBERS_MAX = 100_000
+_DIGITS_MAX = 10
+
+
+def numbers_in(text: str) -> list[int]:
+    """Return the numbers of a text of `ranges_text`, in ascending order.
+
+    Raises:
+        InvalidError: It is malformed, or has very many numbers.
+    """
+    numbers: list[int] = []
+    for part in text.split(", ") if text else ():
+        first, dash, last = part.partition("-")
+        ends = [
+            int(end) if end.isascii() and end.isdecimal() and len(end) <= _DIGITS_MAX else 0
+            for end in (first, last if dash else first)
+        ]
+        if not 0 < ends[0] <= ends[1] or ends[0] <= (numbers[-1] if numbers else 0):
+            raise InvalidError("the numbers of the versions are malformed")
+        if ends[1] - ends[0] + len(numbers) >= _NUMBERS_MAX:
+            raise InvalidError(f"more than {count_text(_NUMBERS_MAX)} versions cannot be deleted at a time")
+        numbers += range(ends[0], ends[1] + 1)
+    return numbers
+
+
 FILTERS: Mapping[str, Any] = {
     "size": size_text,
     "span": span_text,
@@ -88,5 +138,6 @@ FILTERS: Mapping[str, Any] = {
     "count": count_text,
     "metric": metric_text,
     "rate": rate_text,
+    "sentence": sentence,
 }
 """The filters of the templates."""

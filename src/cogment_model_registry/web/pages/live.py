@@ -1,15 +1,20 @@
 """Pages that stay current: server-sent events with the parts of a page that have changed.
 
-All open pages about a model, of callers with the same rights, share a feed: one watch of versions and aliases, and one
-list of consumers that is requested repeatedly. The lag of consumers changes without a report of theirs, so
-the list is needed, and it is requested as often as a bound on its cost allows. Each page gets the rows that it does not
-have yet, however slow it is.
+All open pages about a model, and all first pages with the same search, share a feed, if their callers have the same
+rights. The feed of a model has one watch of versions and aliases, and one list of consumers that is requested
+repeatedly: the lag of consumers changes without a report of theirs. The feed of a first page has no watch, which would
+bring the versions of all models: it requests the consumers and the rows of the models that it shows, at most 50. Which
+models these are is searched for separately, so that a search among very many models delays no row.
+
+All of this is requested at most once a second, and so seldom that a feed takes at most a fortieth of the time, and all
+feeds together at most a quarter. Each page gets the rows that it does not have yet, however slow it is.
 """
 
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from itertools import islice
@@ -18,21 +23,28 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
+from cogment_model_registry.client import failures
 from cogment_model_registry.client.calls import method_path
 from cogment_model_registry.client.deadlines import Backoff
-from cogment_model_registry.client.failures import Subject
 from cogment_model_registry.client.streams import streaming
-from cogment_model_registry.errors import LimitedError, ModelRegistryError, TimedOutError
+from cogment_model_registry.errors import (
+    LimitedError,
+    ModelRegistryError,
+    NotFoundError,
+    TimedOutError,
+    UnauthenticatedError,
+)
 from cogment_model_registry.records.lifecycle import ModelSummary, Version
 from cogment_model_registry.records.news import Gone
 from cogment_model_registry.web.errors import RefusedError
-from cogment_model_registry.web.pages import consumers, queries
+from cogment_model_registry.web.pages import consumers, models, queries
 from cogment_model_registry.web.pages.consumers import Row
+from cogment_model_registry.web.pages.formats import NS_PER_SECOND
 from cogment_model_registry.web.pages.model import CONSUMER_ROWS, NEWEST_FIRST
-from cogment_model_registry.web.pages.models import LAGGING_ROWS
 from cogment_model_registry.web.registries import Caller, Registry, current
 from cogment_model_registry.web.state import State, caller_of, state_of
 from cogment_model_registry.wire import watching as wire
+from cogment_model_registry.wire.forwarding import Description
 from cogment_model_registry.wire.lifecycle import SERVICE_NAME
 
 PAGES_MAX = 500
@@ -46,16 +58,37 @@ _VERSIONS_SECONDS = 5.0
 """How soon a page shows that an older version is gone, which the watch does not report."""
 
 _SHARE = 1 / 40
-"""The part of the time that requests for the list may take."""
+"""The part of the time that the requests of a feed may take."""
+
+_SHARE_OF_ALL = 1 / 4
+"""The part of the time that the requests of all feeds may take."""
+
+_RATE_NS = 15 * NS_PER_SECOND
+"""How often the rates of models that get no versions are calculated again."""
 
 _STREAM_SECONDS = 300.0
 _BEAT_SECONDS = 15.0
 """The longest time without bytes to a page, so that both sides notice a lost connection."""
 
 
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """What a page is about.
+
+    Attributes:
+        model_id: The model; empty for the first page.
+        text: What the first page searches for.
+        token: Which page of the models it shows; empty for the first one.
+    """
+
+    model_id: str = ""
+    text: str = ""
+    token: str = ""
+
+
 @dataclass(slots=True)
 class Feed:
-    """What the pages about a model show now, or, without a model, what the first page shows.
+    """What the pages about a model show now, or a first page.
 
     Attributes:
         parts: The parts of the page, by name: HTML.
@@ -73,6 +106,11 @@ class Feed:
     is_over: bool = False
     task: "asyncio.Task[None] | None" = None
 
+    def filled(self) -> None:
+        """Record that it has all of them, and wake the pages."""
+        self.is_filled = True
+        self.changed()
+
     def changed(self) -> None:
         """Wake the pages."""
         for reader in self.readers:
@@ -88,36 +126,45 @@ class Feeds:
 
     def __init__(self, state: State) -> None:
         self._state = state
-        self._feeds: dict[tuple[str, str, str], Feed] = {}
+        self._feeds: dict[tuple[Description, Subject], Feed] = {}
         self._pages = 0
 
-    async def events(self, caller: Caller, model_id: str) -> AsyncIterator[str]:
-        """Yield the events for one page, until it is closed."""
-        # Rights depend on the token and the host, so pages that share a feed may see the same.
-        key = (caller.token, caller.peer.rpartition(":")[0], model_id)
+    async def events(self, caller: Caller, rights: Description, subject: Subject) -> AsyncGenerator[str, None]:
+        """Yield the events for one page, until it is closed or its session ends.
+
+        Args:
+            caller: The caller.
+            rights: The rights of the caller: pages with the same ones see the same, and share a feed.
+            subject: What the page is about.
+        """
+        key = (rights, subject)
         feed = self._feeds.get(key)
         if feed is None or feed.is_over:
             feed = self._feeds[key] = Feed()
-            feed.task = asyncio.create_task(self._run(feed, caller, model_id))
+            feed.task = asyncio.create_task(self._run(feed, caller, subject))
         news = asyncio.Event()
         feed.readers.add(news)
         self._pages += 1
         if feed.is_filled:
             news.set()
-        sent = Sent()
+        sent, sessions = Sent(), self._state.sessions
         try:
-            yield "retry: 2000\n\n"
-            while not feed.is_over:
-                try:
-                    async with asyncio.timeout(_BEAT_SECONDS):
-                        await news.wait()
-                except TimeoutError:
-                    yield ": still here\n\n"
-                    continue
-                news.clear()
-                text = sent.difference(feed)
-                if text:
-                    yield f"data: {text}\n\n"
+            with sessions.streaming(caller.session_id, news):
+                yield "retry: 2000\n\n"
+                while not feed.is_over:
+                    with suppress(TimeoutError):
+                        async with asyncio.timeout(_BEAT_SECONDS):
+                            await news.wait()
+                    is_quiet = not news.is_set()
+                    if caller.session_id and not sessions.is_live(caller.session_id):
+                        yield _SESSION_ENDED
+                        return
+                    news.clear()
+                    text = "" if is_quiet else sent.difference(feed)
+                    if text:
+                        yield f"data: {text}\n\n"
+                    elif is_quiet:
+                        yield ": still here\n\n"
         finally:
             self._pages -= 1
             feed.readers.discard(news)
@@ -138,9 +185,13 @@ class Feeds:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _run(self, feed: Feed, caller: Caller, model_id: str) -> None:
+    def _pause_seconds(self, seconds: float) -> float:
+        """Return how long a feed rests after requests that took some time."""
+        return max(_LIST_SECONDS, seconds / _SHARE, seconds * len(self._feeds) / _SHARE_OF_ALL)
+
+    async def _run(self, feed: Feed, caller: Caller, subject: Subject) -> None:
         current.set(caller)
-        source = _Source(self._state, feed, model_id)
+        source = _Source(self._state, feed, subject, self._pause_seconds)
         try:
             await source.run()
         except ModelRegistryError:
@@ -179,15 +230,20 @@ class _Source:
     Args:
         state: What the routes share.
         feed: The feed.
-        model_id: The model; empty for all of them.
+        subject: What its pages are about.
+        pause_seconds: Returns how long to rest after requests that took some seconds.
     """
 
-    def __init__(self, state: State, feed: Feed, model_id: str) -> None:
+    def __init__(self, state: State, feed: Feed, subject: Subject, pause_seconds: Callable[[float], float]) -> None:
         self._registry: Registry = state.registry
         self._environment = state.templates.environment
         self._feed = feed
         self._macros: Any = self._environment.get_template("_rows.html").module
-        self._model_id = model_id
+        self._subject = subject
+        self._model_id = subject.model_id
+        self._pause_seconds = pause_seconds
+        self._found: models.Found | None = None
+        self._is_found_now = False
         self._is_stale = asyncio.Event()
         self._versions_listed = float("-inf")
 
@@ -197,36 +253,60 @@ class _Source:
         Raises:
             ModelRegistryError: The model is gone, or the server stops, or the caller may not read it any more.
         """
-        if not self._model_id:
-            await self._look_again(self._look_at_all)
-            return
-        watching = asyncio.create_task(self._watch())
+        look = self._look_at_model if self._model_id else self._look_at_all
+        other = asyncio.create_task(self._watch() if self._model_id else self._repeat(self._search))
         try:
-            await self._look_again(self._look_at_model)
+            await self._repeat(look)
         finally:
-            watching.cancel()
-            await asyncio.gather(watching, return_exceptions=True)
+            other.cancel()
+            await asyncio.gather(other, return_exceptions=True)
 
-    async def _look_again(self, look: Callable[[], Awaitable[None]]) -> None:
+    async def _repeat(self, look: Callable[[], Awaitable[object]]) -> None:
         backoff = Backoff()
         while True:
             began = time.perf_counter()
-            pause = _LIST_SECONDS
+            waits = 0.0
             try:
                 await look()
                 backoff = Backoff()
             except (LimitedError, TimedOutError) as error:
-                pause = max(backoff.next_seconds(error), _LIST_SECONDS)
-            self._feed.is_filled = True
-            self._feed.changed()
-            await asyncio.sleep(max(pause, (time.perf_counter() - began) / _SHARE))
+                waits = backoff.next_seconds(error)
+            await asyncio.sleep(max(waits, self._pause_seconds(time.perf_counter() - began)))
+
+    async def _search(self) -> models.Found:
+        """Find the models that a first page shows."""
+        self._found = await models.search(self._registry, self._subject.text, self._subject.token)
+        self._is_found_now = True
+        return self._found
+
+    async def _shown_models(self) -> tuple[models.Found, Sequence[ModelSummary]]:
+        """Return what the search found, and these models as they are now."""
+        if self._found is not None and not self._is_found_now:
+            try:
+                ids = [model.model_id for model in self._found.models]
+                return self._found, await queries.named_models(self._registry, ids)
+            except NotFoundError:  # one was deleted
+                self._found = None
+        found = self._found or await self._search()
+        self._is_found_now = False
+        return found, found.models
 
     async def _look_at_all(self) -> None:
-        every = await consumers.read_consumers(self._registry, None)
+        (found, shown), every = await asyncio.gather(
+            self._shown_models(), consumers.read_consumers(self._registry, None)
+        )
         overview = consumers.overview_of(every)
         notable = (row for row in overview.rows if row.is_notable)
-        self._feed.tables["lagging"] = self._consumer_rows(notable, LAGGING_ROWS, has_model=True)
-        self._feed.parts["lag-summary"] = self._render("_lag_summary.html", overview=overview)
+        paces = await queries.paces(self._registry, shown, time.time_ns() // _RATE_NS * _RATE_NS)
+        rows = models.rows_of(shown, paces, consumers.by_model(every))
+        render = self._macros.model_row
+        self._feed.tables["lagging"] = self._consumer_rows(notable, models.LAGGING_ROWS, has_model=True)
+        self._feed.tables["models"] = {row.model.model_id: render(row).strip() for row in rows}
+        self._feed.parts["lag-summary"] = self._render("_lag_all.html", overview=overview)
+        self._feed.parts["models-pager"] = self._render(
+            "_models_pager.html", found=found, is_first=not self._subject.token, text=self._subject.text
+        )
+        self._feed.filled()
 
     async def _look_at_model(self) -> None:
         every = await consumers.read_consumers(self._registry, self._model_id)
@@ -238,6 +318,10 @@ class _Source:
         overview = consumers.overview_of(every)
         self._feed.tables["consumers"] = self._consumer_rows(overview.rows, CONSUMER_ROWS, has_model=False)
         self._feed.parts["spread"] = self._render("_spread.html", overview=overview, model_id=self._model_id)
+        self._feed.parts["consumers-shown"] = self._render(
+            "_consumers_shown.html", overview=overview, consumer_rows=CONSUMER_ROWS
+        )
+        self._feed.filled()
 
     async def _look_at_versions(self) -> None:
         model, page = await asyncio.gather(
@@ -259,32 +343,51 @@ class _Source:
         return self._environment.get_template(name).render(now_ns=time.time_ns(), **values).strip()
 
     async def _watch(self) -> None:
-        """Record that versions or aliases have changed, until it is cancelled."""
-        subject = Subject("watching", self._model_id)
-        path = method_path("Watch", SERVICE_NAME)
-        request = wire.watch_request([self._model_id], "", every=False)
-        backoff = Backoff()
+        """Record that versions or aliases have changed, until it is cancelled.
+
+        Each watch ends with the first change, and the next one begins a second later: otherwise the server would send
+        each of the hundreds of versions that may be published in a second, to every feed.
+        """
+        token, backoff = "", Backoff()
         while True:
-            failure: ModelRegistryError | None = None
+            pause = _LIST_SECONDS
             try:
-                async with streaming(self._registry.calls, path, request, subject, _STREAM_SECONDS) as replies:
-                    while (message := await replies.read()) is not None:
-                        reply = wire.decode_reply(message)
-                        if isinstance(reply, wire.Reply) and isinstance(reply.event, Version | ModelSummary | Gone):
-                            self._is_stale.set()
+                token = await self._changed_after(token)
                 backoff = Backoff()
             except ModelRegistryError as error:
-                failure = error
+                token, pause = "", max(pause, backoff.next_seconds(error))
             self._is_stale.set()
-            await asyncio.sleep(backoff.next_seconds(failure))
+            await asyncio.sleep(pause)
+
+    async def _changed_after(self, token: str) -> str:
+        """Wait for the first change after a token, and return the token of that change."""
+        subject = failures.Subject("watching", self._model_id)
+        path = method_path("Watch", SERVICE_NAME)
+        request = wire.watch_request([self._model_id], token, every=False)
+        calls = self._registry.calls
+        async with streaming(calls, path, request, subject, _STREAM_SECONDS, is_brief=True) as replies:
+            while (message := await replies.read()) is not None:
+                reply = wire.decode_reply(message)
+                if isinstance(reply, wire.Reply):
+                    token = reply.token or token
+                    if isinstance(reply.event, Version | ModelSummary | Gone):
+                        break
+        return token
+
+
+_SESSION_ENDED = "event: ended\ndata:\n\n"
+"""The event after which a page says that its session has ended, and asks for no more events."""
+
+
+async def _ended() -> AsyncGenerator[str, None]:
+    yield _SESSION_ENDED
 
 
 async def answer(request: Request) -> Response:
-    """Answer with the events for a page about a model, or for the first page."""
-    state = state_of(request)
+    """Answer with the events for a page about a model, or for a first page."""
+    state, caller = state_of(request), caller_of(request)
+    query = {name: request.query_params.get(name, "").strip() for name in ("q", "page", "session")}
     model_id = request.path_params.get("model_id", "")
-    if model_id:
-        await state.registry.describe_model(model_id)
     feeds: Feeds = request.app.state.feeds
     if not feeds.has_room:
         raise RefusedError(
@@ -292,5 +395,16 @@ async def answer(request: Request) -> Response:
             "too many pages are open; this one is not updated",
             {"retry-after": "30"},
         )
+    try:
+        if query["session"] and not caller.session_id:
+            raise UnauthenticatedError("the session has ended")
+        if model_id:
+            await state.registry.describe_model(model_id)
+        rights = await state.registry.describe_caller()
+        events = feeds.events(caller, rights, Subject(model_id, query["q"], query["page"]))
+    except UnauthenticatedError:
+        if not query["session"]:
+            raise
+        events = _ended()  # browsers do not show the status of such a request to scripts
     headers = {"cache-control": "no-store", "x-accel-buffering": "no"}
-    return StreamingResponse(feeds.events(caller_of(request), model_id), 200, headers, "text/event-stream")
+    return StreamingResponse(events, 200, headers, "text/event-stream")

@@ -11,6 +11,7 @@ from starlette.responses import Response
 from cogment_model_registry.errors import InvalidError
 from cogment_model_registry.records.lifecycle import ModelSummary
 from cogment_model_registry.web.pages import consumers, queries
+from cogment_model_registry.web.pages.formats import with_query
 from cogment_model_registry.web.pages.queries import Pace
 from cogment_model_registry.web.pages.rights import read_rights
 from cogment_model_registry.web.registries import Registry
@@ -89,7 +90,7 @@ async def show(request: Request) -> Response:
     rights, found, every = await asyncio.gather(
         read_rights(request), search(registry, text, token), consumers.read_consumers(registry, None)
     )
-    paces = await queries.paces(registry, found.models)
+    paces = await queries.paces(registry, found.models, now_ns)
     return state_of(request).templates.page(
         request,
         "models.html",
@@ -100,6 +101,7 @@ async def show(request: Request) -> Response:
         found=found,
         text=text,
         is_first=not token,
+        live=with_query("/live", q=text, page=token),
         now_ns=now_ns,
     )
 

@@ -9,7 +9,7 @@ from cogment_model_registry.client.calls import method_path
 from cogment_model_registry.client.deadlines import Deadline
 from cogment_model_registry.client.failures import Subject
 from cogment_model_registry.errors import DataLossError, NotFoundError, quoted
-from cogment_model_registry.records.lifecycle import ModelSummary, Version
+from cogment_model_registry.records.lifecycle import ModelSummary, Objections, RetentionReport, Version
 from cogment_model_registry.web.pages.formats import NS_PER_SECOND
 from cogment_model_registry.web.registries import Registry
 from cogment_model_registry.wire import lifecycle as wire
@@ -17,6 +17,9 @@ from cogment_model_registry.wire import models as wire_models
 
 _SECONDS = 30.0
 """How long a page waits for an answer."""
+
+_DELETION_SECONDS = 600.0
+"""How long it waits while many versions are deleted; each takes a sync of the disk."""
 
 _RATE_VERSIONS = 10
 """Over how many versions the rate of publishing is an average."""
@@ -75,6 +78,31 @@ async def find_models(registry: Registry, accepted: str, token: str, size: int) 
     return [*map(wire_models.model_from_message, reply.models)], reply.next_page_token
 
 
+async def named_models(registry: Registry, model_ids: Sequence[str]) -> list[ModelSummary]:
+    """Return models by their ids, in the order given.
+
+    Raises:
+        NotFoundError: One does not exist.
+    """
+    found: list[ModelSummary] = []
+    token = ""
+    while model_ids:
+        request = wire_models.ListModelsRequest(model_ids=model_ids, page_token=token)
+        reply = await registry.calls.unary(
+            "ListModels",
+            request,
+            wire_models.ListModelsReply,
+            Subject("looking up models", None),
+            Deadline(_SECONDS),
+            service=wire.SERVICE_NAME,
+        )
+        found += map(wire_models.model_from_message, reply.models)
+        token = reply.next_page_token
+        if not token:
+            break
+    return found
+
+
 async def named_versions(registry: Registry, refs: Sequence[tuple[str, int]]) -> list[Version]:
     """Return versions by their models and numbers, or -n for the n-th from the last, in the order given.
 
@@ -114,8 +142,14 @@ class Pace:
     per_second: float | None = None
 
 
-async def paces(registry: Registry, models: Sequence[ModelSummary]) -> dict[str, Pace]:
-    """Return how often some models get versions, by their ids."""
+async def paces(registry: Registry, models: Sequence[ModelSummary], now_ns: int) -> dict[str, Pace]:
+    """Return how often some models get versions, by their ids.
+
+    Args:
+        registry: The registry.
+        models: The models.
+        now_ns: The time, in nanoseconds since the Unix epoch.
+    """
     refs: list[tuple[str, int]] = []
     for model in models:
         if model.versions:
@@ -127,7 +161,7 @@ async def paces(registry: Registry, models: Sequence[ModelSummary]) -> dict[str,
     by_model: dict[str, list[Version]] = {}
     for version in versions:
         by_model.setdefault(version.model_id, []).append(version)
-    return {model_id: pace_of(some) for model_id, some in by_model.items()}
+    return {model_id: pace_of(some, now_ns) for model_id, some in by_model.items()}
 
 
 async def _if_it_exists(registry: Registry, ref: tuple[str, int]) -> list[Version]:
@@ -192,3 +226,64 @@ async def read_part(registry: Registry, version: Version, start: int, length: in
         return bytes(parts[:length])
 
     return await registry.calls.retrying(read, subject, deadline)
+
+
+async def read_objections(registry: Registry, model_id: str, number: int) -> Objections:
+    """Return what stands against the deletion of a version now.
+
+    Raises:
+        NotFoundError: It does not exist.
+    """
+    request = wire.DeleteVersionRequest(tried=wire.version_ref(model_id, number))
+    subject = Subject("looking up what needs the version", model_id, number)
+    reply = await registry.calls.unary(
+        "DeleteVersion", request, wire.DeleteVersionReply, subject, Deadline(_SECONDS), service=wire.SERVICE_NAME
+    )
+    return wire.objections_from_reply(reply)
+
+
+async def delete_version(registry: Registry, model_id: str, number: int, state: str, *, force: bool) -> None:
+    """Delete a version, if exactly the objections with a state stand against it.
+
+    Args:
+        registry: The registry.
+        model_id: Its model.
+        number: Its number.
+        state: The state; see `Objections`.
+        force: Whether to delete it despite them.
+
+    Raises:
+        ConflictError: There are other objections.
+        PreconditionError: There are any, and `force` was not given.
+    """
+    request = wire.DeleteVersionRequest(version=wire.version_ref(model_id, number), force=force, expected_state=state)
+    subject = Subject(f"deleting version {number} of model {quoted(model_id)}", model_id, number)
+    await registry.calls.unary(
+        "DeleteVersion", request, wire.DeleteVersionReply, subject, Deadline(_SECONDS), service=wire.SERVICE_NAME
+    )
+
+
+async def apply_retention(registry: Registry, model_id: str, numbers: Sequence[int], revision: int) -> RetentionReport:
+    """Delete those of some versions that the rules of a model do not keep.
+
+    Args:
+        registry: The registry.
+        model_id: The model.
+        numbers: The only versions that may be deleted.
+        revision: The revision that the model must have.
+
+    Raises:
+        ConflictError: It has another one.
+    """
+    request = wire_models.apply_retention_request(
+        model_id, None, is_dry_run=False, numbers=numbers, expected_revision=revision
+    )
+    reply = await registry.calls.unary(
+        "ApplyRetention",
+        request,
+        wire_models.ApplyRetentionReply,
+        Subject("applying the rules", model_id),
+        Deadline(_DELETION_SECONDS),
+        service=wire.SERVICE_NAME,
+    )
+    return wire_models.report_from_message(reply)

@@ -4,11 +4,13 @@ from collections.abc import Mapping
 
 from starlette.requests import Request
 
-from cogment_model_registry.errors import ConflictError, InvalidError
+from cogment_model_registry.errors import InvalidError
 from cogment_model_registry.records.lifecycle import Version
 from cogment_model_registry.records.sizes import size_text
-from cogment_model_registry.web.pages.changes import Outcome, Plan, finite_number, whole_number
+from cogment_model_registry.web.pages.changes import FieldError, Outcome, Plan, finite_number, whole_number
+from cogment_model_registry.web.pages.consumers import CONSUMERS_MAX
 from cogment_model_registry.web.pages.formats import path_of
+from cogment_model_registry.web.pages.queries import delete_version, read_objections
 from cogment_model_registry.web.pages.rights import Rights
 from cogment_model_registry.web.pages.version import number_of
 from cogment_model_registry.web.state import registry_of
@@ -61,57 +63,51 @@ async def promote(request: Request, _fields: Mapping[str, str]) -> Outcome:
 
 async def plan_deletion(request: Request, rights: Rights, fields: Mapping[str, str]) -> Plan:
     """Return what a deletion will do, and what else would be lost."""
-    version = await _version(request)
+    registry, version = registry_of(request), await _version(request)
     model_id, number = version.model_id, version.number
-    reported = await registry_of(request).consumers(model_id, limit=10_000)
-    holders = [each.consumer_id for each in reported if each.is_live and number in each.held_versions]
-    runners = sum(each.is_live and each.version_number == number for each in reported)
+    objections = await read_objections(registry, model_id, number)
+    running = await registry.consumers(model_id, f"version_number = {number}", limit=CONSUMERS_MAX)
+    runners = sum(each.is_live for each in running)
     warnings = []
-    if version.aliases:
-        is_one = len(version.aliases) == 1
-        named = ", ".join(version.aliases)
+    if objections.aliases:
+        is_one = len(objections.aliases) == 1
+        named = ", ".join(objections.aliases)
         warnings.append(
             f"The alias {named} points to it, and would be removed."
             if is_one
             else f"The aliases {named} point to it, and would be removed."
         )
-    if holders:
-        named = ", ".join(holders[:5]) + (f" and {len(holders) - 5} others" if len(holders) > 5 else "")
-        warnings.append(f"It is held by {named}, and would be deleted anyway.")
+    if objections.held:
+        warnings.append(f"It is {objections.held}, and would be deleted anyway.")
     if not version.archived:
         warnings.append("It is only in memory: the archive has no copy of it.")
     effects = [f"Version {number}, with {size_text(version.data_size_bytes)}, is deleted permanently."]
     effects.append("Its number is never reused. Downloads that have begun continue to their end.")
-    if runners:
-        effects.append(f"{runners} consumers run it now; they keep the copy that they have loaded.")
-    is_forced = bool(version.aliases or holders)
     refusal = "" if rights.may("delete", model_id) else "You need the scope delete."
+    is_forced = bool(objections.aliases or objections.held)
     if not refusal and is_forced and not rights.may_force(model_id):
         refusal = "You also need the scope alias for every alias of the model."
+    noun = "1 consumer runs it now; it keeps" if runners == 1 else f"{runners} consumers run it now; they keep"
     return Plan(
         f"Delete version {number}",
         effects,
         f"Delete version {number}",
         _page(version),
-        {"aliases": " / ".join(version.aliases)},
+        {"state": objections.state},
         "force" if is_forced else "",
         {"is_forced": fields.get("force") == "yes"},
         warnings=warnings,
+        outlook=[f"{noun} the copy in memory."] if runners else (),
         is_dangerous=True,
         refusal=refusal,
     )
 
 
 async def delete(request: Request, fields: Mapping[str, str]) -> Outcome:
-    """Delete a version."""
+    """Delete a version, if nothing stands against it but what the page named."""
     model_id, number = request.path_params["model_id"], number_of(request.path_params["version"])
-    registry, is_forced = registry_of(request), fields.get("force") == "yes"
-    if is_forced:  # only the aliases that the page named are lost
-        version = await _version(request)
-        if " / ".join(version.aliases) != fields.get("aliases", ""):
-            aliases = ", ".join(version.aliases) or "none"
-            raise ConflictError(f"the aliases of version {number} are {aliases} now", model_id=model_id)
-    await registry.delete_version(model_id, number, force=is_forced)
+    is_forced = fields.get("force") == "yes"
+    await delete_version(registry_of(request), model_id, number, fields.get("state", ""), force=is_forced)
     return Outcome(
         f"Version {number} is deleted",
         ["Its number is never reused."],
@@ -164,21 +160,30 @@ def changed_notes(fields: Mapping[str, str]) -> tuple[dict[str, str | None], dic
             a new tag, and ``metric-name-N`` and ``metric-value-N`` a new metric.
 
     Raises:
-        InvalidError: A metric is no finite number, or a value has no name.
+        FieldError: A metric is no finite number, or a value has no name.
     """
     tags: dict[str, str | None] = {}
     metrics: dict[str, float | None] = {}
     named = {name.partition(":")[::2]: value for name, value in fields.items() if name.startswith(("tag:", "metric:"))}
+    fields_of = {key: ":".join(key) for key in named}
     for position in range(_NEW_FIELDS):
         for kind in ("tag", "metric"):
             name, value = (fields.get(f"{kind}-{part}-{position}", "").strip() for part in ("name", "value"))
             if value and not name:
-                raise InvalidError(f"the new {kind} {value!r} needs a name")
+                raise FieldError(f"{kind}-name-{position}", f"the new {kind} {value!r} needs a name")
             if name:
                 named[kind, name] = value
+                fields_of[kind, name] = f"{kind}-value-{position}"
     for (kind, name), value in named.items():
         if kind == "tag":
             tags[name] = value or None
         else:
-            metrics[name] = finite_number(value, f"the metric {name!r}") if value.strip() else None
+            metrics[name] = _metric(fields_of[kind, name], name, value) if value.strip() else None
     return tags, metrics
+
+
+def _metric(field: str, name: str, text: str) -> float:
+    try:
+        return finite_number(text, f"the metric {name!r}")
+    except InvalidError as error:
+        raise FieldError(field, error.message) from None

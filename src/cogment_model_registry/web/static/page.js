@@ -56,7 +56,6 @@ function applyTable(body, { order, rows }) {
   const present = new Map([...body.rows].filter((row) => row.dataset.key).map((row) => [row.dataset.key, row]));
   const isFirst = !body.dataset.isLive;
   body.dataset.isLive = "yes";
-  for (const row of body.querySelectorAll(".empty")) row.remove();
   let after = null;
   for (const key of order) {
     let row = present.get(key);
@@ -75,12 +74,26 @@ function applyTable(body, { order, rows }) {
   const least = order.length ? Number(order[order.length - 1]) : 0;
   for (const [key, row] of present) if (!isNewest || Number(key) >= least) row.remove();
   if (isNewest) while (body.rows.length > Number(body.dataset.max)) body.lastElementChild.remove();
-  if (!body.rows.length && body.dataset.empty) {
-    const row = rowOf('<table><tr class="empty"><td></td></tr></table>');
-    row.firstChild.textContent = body.dataset.empty;
-    row.firstChild.colSpan = 6;
-    body.append(row);
-  }
+}
+
+function showWhether(name, isAny) {
+  for (const element of document.querySelectorAll(`[data-with="${name}"]`)) element.hidden = !isAny;
+  for (const element of document.querySelectorAll(`[data-without="${name}"]`)) element.hidden = isAny;
+}
+
+// The page of a session that has ended, here or in another tab, says so.
+let hasEnded = false;
+function sayEnded() {
+  if (hasEnded || !("session" in document.body.dataset)) return;
+  hasEnded = true;
+  const banner = document.createElement("p");
+  banner.className = "banner";
+  banner.setAttribute("role", "alert");
+  const link = document.createElement("a");
+  link.href = `/login?next=${encodeURIComponent(location.pathname + location.search)}`;
+  link.textContent = "Log in again";
+  banner.append("You are logged out, so this page is not updated any more. ", link);
+  document.querySelector("main").prepend(banner);
 }
 
 function follow(address) {
@@ -100,8 +113,10 @@ function follow(address) {
   }
 
   function open() {
-    if (source || isPaused || document.hidden) return;
-    source = new EventSource(address);
+    if (source || isPaused || hasEnded || document.hidden) return;
+    const query = "session" in document.body.dataset ? `${address.includes("?") ? "&" : "?"}session=yes` : "";
+    source = new EventSource(address + query);
+    source.addEventListener("ended", end);
     source.onopen = () => show(true, "Live");
     source.onerror = () => {
       show(false, "Reconnecting");
@@ -119,6 +134,7 @@ function follow(address) {
       for (const [name, table] of Object.entries(news.tables)) {
         const body = document.querySelector(`[data-table="${name}"]`);
         if (body) keepingFocus(body, () => applyTable(body, table));
+        if (body) showWhether(name, body.rows.length > 0);
       }
       countTimes();
       document.documentElement.dataset.news = String(Number(document.documentElement.dataset.news || 0) + 1);
@@ -129,6 +145,15 @@ function follow(address) {
     if (source) source.close();
     source = null;
   }
+
+  function end() {
+    close();
+    sayEnded();
+    button.remove();
+    show(false, "Logged out");
+  }
+
+  sessions.addEventListener("message", () => { if ("session" in document.body.dataset) end(); });
 
   button.addEventListener("click", () => {
     isPaused = !isPaused;
@@ -201,6 +226,10 @@ for (const block of document.querySelectorAll("[data-copy]")) {
   });
   block.before(button);
 }
+
+const sessions = new BroadcastChannel("registry-session"); // pages without events hear of a logout by it
+sessions.addEventListener("message", sayEnded);
+if (document.querySelector("[data-session-ended]")) sessions.postMessage("ended");
 const live = document.querySelector("[data-live]");
 if (live) follow(live.dataset.live);
 const curves = document.querySelector("[data-curves]");

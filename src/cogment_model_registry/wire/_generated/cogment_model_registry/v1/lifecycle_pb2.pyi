@@ -269,16 +269,26 @@ class PromoteVersionRequest(_message.Message):
     def __init__(self, version: _Optional[_Union[VersionRef, _Mapping]] = ..., aliases: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class DeleteVersionRequest(_message.Message):
-    __slots__ = ("version", "force")
+    __slots__ = ("version", "force", "tried", "expected_state")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     FORCE_FIELD_NUMBER: _ClassVar[int]
+    TRIED_FIELD_NUMBER: _ClassVar[int]
+    EXPECTED_STATE_FIELD_NUMBER: _ClassVar[int]
     version: VersionRef
     force: bool
-    def __init__(self, version: _Optional[_Union[VersionRef, _Mapping]] = ..., force: _Optional[bool] = ...) -> None: ...
+    tried: VersionRef
+    expected_state: str
+    def __init__(self, version: _Optional[_Union[VersionRef, _Mapping]] = ..., force: _Optional[bool] = ..., tried: _Optional[_Union[VersionRef, _Mapping]] = ..., expected_state: _Optional[str] = ...) -> None: ...
 
 class DeleteVersionReply(_message.Message):
-    __slots__ = ()
-    def __init__(self) -> None: ...
+    __slots__ = ("aliases", "held", "state")
+    ALIASES_FIELD_NUMBER: _ClassVar[int]
+    HELD_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    aliases: _containers.RepeatedScalarFieldContainer[str]
+    held: str
+    state: str
+    def __init__(self, aliases: _Optional[_Iterable[str]] = ..., held: _Optional[str] = ..., state: _Optional[str] = ...) -> None: ...
 
 class SetAliasesRequest(_message.Message):
     __slots__ = ("model_id", "changes")
@@ -361,14 +371,18 @@ class UpdateModelRequest(_message.Message):
     def __init__(self, model_id: _Optional[str] = ..., set_tags: _Optional[_Mapping[str, str]] = ..., remove_tags: _Optional[_Iterable[str]] = ..., retention: _Optional[_Union[UpdateModelRequest.Retention, _Mapping]] = ..., expected_revision: _Optional[int] = ..., transient_share: _Optional[_Union[TransientShare, _Mapping]] = ..., signers: _Optional[_Union[UpdateModelRequest.Signers, _Mapping]] = ...) -> None: ...
 
 class ApplyRetentionRequest(_message.Message):
-    __slots__ = ("model_id", "validate_only", "retention")
+    __slots__ = ("model_id", "validate_only", "retention", "version_numbers", "expected_revision")
     MODEL_ID_FIELD_NUMBER: _ClassVar[int]
     VALIDATE_ONLY_FIELD_NUMBER: _ClassVar[int]
     RETENTION_FIELD_NUMBER: _ClassVar[int]
+    VERSION_NUMBERS_FIELD_NUMBER: _ClassVar[int]
+    EXPECTED_REVISION_FIELD_NUMBER: _ClassVar[int]
     model_id: str
     validate_only: bool
     retention: UpdateModelRequest.Retention
-    def __init__(self, model_id: _Optional[str] = ..., validate_only: _Optional[bool] = ..., retention: _Optional[_Union[UpdateModelRequest.Retention, _Mapping]] = ...) -> None: ...
+    version_numbers: _containers.RepeatedScalarFieldContainer[int]
+    expected_revision: int
+    def __init__(self, model_id: _Optional[str] = ..., validate_only: _Optional[bool] = ..., retention: _Optional[_Union[UpdateModelRequest.Retention, _Mapping]] = ..., version_numbers: _Optional[_Iterable[int]] = ..., expected_revision: _Optional[int] = ...) -> None: ...
 
 class ApplyRetentionReply(_message.Message):
     __slots__ = ("decisions", "freed_bytes", "deleted_versions", "kept_versions")
