@@ -12,14 +12,23 @@ BIN := $(VENV)/bin
 ARGUMENTS ?=
 # The oldest Python that runs the server, which has wheels of the oldest packages.
 PYTHON_3_11 ?= $(firstword $(shell command -v python3.11) $(wildcard $(HOME)/.pyenv/versions/3.11.*/bin/python))
-MINIMUM_TESTS := $(patsubst %,tests/%,frameworks/test_jax.py frameworks/test_numpy.py installation web wire)
-MINIMUM_TESTS += $(patsubst %,tests/cli/test_%.py,command_line lifecycle_commands model_registry_command_line)
-MINIMUM_TESTS += $(patsubst %,tests/storage/test_%.py,catalog_database filesystem layout)
+# For each package the tests of what uses it: what the rules, the files and SQLite do is the same with all of them.
+MINIMUM_TESTS := $(patsubst %,tests/%,frameworks/test_jax.py frameworks/test_numpy.py installation/test_metadata.py wire)
+MINIMUM_TESTS += $(patsubst %,tests/cli/test_%.py,command_line lifecycle_commands)
+MINIMUM_TESTS += tests/cli/test_model_registry_command_line.py::test_transfers_show_a_bar_on_a_terminal_unless_quiet
+MINIMUM_TESTS += $(patsubst %,tests/storage/test_%.py,layout postgres_catalog)
 # Without an S3 server, which is not installed there.
 MINIMUM_TESTS += $(patsubst %,tests/storage/test_bucket.py::Test%InMemory,BucketArchive SharedBucketArchive)
-MINIMUM_TESTS += tests/storage/test_bucket.py::TestBucketArchiveOnALocalPath
-MINIMUM_TESTS += $(patsubst %,tests/registry_client/test_%.py,calls failures lifecycle news)
+MINIMUM_TESTS += $(patsubst %,tests/registry_client/test_%.py,calls failures lifecycle signatures)
+MINIMUM_TESTS += $(patsubst %,tests/web/test_%.py,api downloads events page_parts uploads)
 MINIMUM_TESTS += $(patsubst %,tests/server/test_%.py,create_version health issuer metrics model_lifecycle retrieve_versions smoke version_update)
+# What depends on Python rather than on the system or on other packages.
+PYTHON_TESTS := $(addprefix tests/,records rules settings wire frameworks/test_numpy.py)
+# Without the S3 server, which is not installed there.
+PYTHON_TESTS += $(filter-out tests/system/test_guarded_processes.py,$(wildcard tests/system/test_*.py))
+PYTHON_TESTS += $(patsubst %,tests/registry_client/test_%.py,calls failures folders)
+PYTHON_TESTS += $(patsubst %,tests/storage/test_%.py,catalog_database filesystem local_catalog memory)
+PYTHON_TESTS += $(patsubst %,tests/server/test_%.py,create_version version_update metrics health smoke)
 # Which builds of PyTorch `make test-frameworks` may install: those for the CPU alone, or any, with gigabytes of CUDA.
 TORCH ?= cpu
 
@@ -29,7 +38,7 @@ export PYTHONPYCACHEPREFIX := $(CURDIR)/.cache/pycache
 # Hundreds of processes that the tests start would compile all modules anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help serve test test-frameworks test-bridges test-minimum test-environments try-wheel torture bench bench-quick check format protos docs session lock clean
+.PHONY: help serve test test-frameworks test-bridges test-minimum test-python test-environments install-frameworks install-bridges install-minimum install-python try-wheel torture bench bench-quick check format protos docs session lock clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -41,17 +50,29 @@ serve: $(VENV)/serve.stamp ## run the model registry for this machine, on its de
 test: $(VENV)/develop.stamp ## run all tests
 	$(BIN)/python -m pytest -n 4 --dist worksteal $(ARGUMENTS)
 
-test-frameworks: ## run the tests of what needs PyTorch and JAX, in an environment of their own
-	@$(MAKE) --no-print-directory VENV=.venv-frameworks .venv-frameworks/frameworks-$(TORCH).stamp
+test-frameworks: install-frameworks ## run the tests of what needs PyTorch and JAX, in an environment of their own
 	.venv-frameworks/bin/python -m pytest -n 2 tests/frameworks $(ARGUMENTS)
 
-test-bridges: ## run the tests of the bridges to MLflow and others, in the same environment
-	@$(MAKE) --no-print-directory VENV=.venv-frameworks .venv-frameworks/bridges-$(TORCH).stamp
+test-bridges: install-bridges ## run the tests of the bridges to MLflow and others, in the same environment
 	.venv-frameworks/bin/python -m pytest -n 2 --dist loadfile tests/bridges $(ARGUMENTS)
 
-test-minimum: ## run what depends on other packages with the lowest versions that are supported, on Python 3.11
-	@$(MAKE) --no-print-directory VENV=.venv-minimum $(if $(PYTHON_3_11),PYTHON=$(PYTHON_3_11)) .venv-minimum/minimum.stamp
+test-minimum: install-minimum ## run what depends on other packages with the lowest versions that are supported, on Python 3.11
 	.venv-minimum/bin/python -m pytest -n 4 --dist worksteal $(MINIMUM_TESTS) $(ARGUMENTS)
+
+test-python: $(VENV)/test.stamp ## run what depends on Python, with another one: PYTHON=python3.13 VENV=.venv-3.13
+	$(BIN)/python -m pytest -n 4 --dist worksteal $(PYTHON_TESTS) $(ARGUMENTS)
+
+# What these take can be installed before, while something else runs.
+install-frameworks:
+	@$(MAKE) --no-print-directory VENV=.venv-frameworks .venv-frameworks/frameworks-$(TORCH).stamp
+
+install-bridges:
+	@$(MAKE) --no-print-directory VENV=.venv-frameworks .venv-frameworks/bridges-$(TORCH).stamp
+
+install-minimum:
+	@$(MAKE) --no-print-directory VENV=.venv-minimum $(if $(PYTHON_3_11),PYTHON=$(PYTHON_3_11)) .venv-minimum/minimum.stamp
+
+install-python: $(VENV)/test.stamp
 
 test-environments: $(VENV)/develop.stamp ## run tests in other locales, with an umask, as another user, and with closed streams
 	$(BIN)/python -m tools.try_environments $(ARGUMENTS)
@@ -108,9 +129,14 @@ $(VENV)/develop.stamp: requirements/develop.txt $(VENV)/serve.stamp
 	$(BIN)/python -m pip install --require-hashes -r requirements/develop.txt
 	touch $@
 
+# Compiling modules that are never imported takes longer than the tests that run in these environments.
+$(VENV)/test.stamp: requirements/test.txt $(VENV)/serve.stamp
+	$(BIN)/python -m pip install --no-compile --require-hashes -r requirements/test.txt
+	touch $@
+
 $(VENV)/minimum.stamp: requirements/minimum.txt pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --require-hashes -r requirements/minimum.txt
+	$(BIN)/python -m pip install --no-compile --require-hashes -r requirements/minimum.txt
 	$(BIN)/python -m pip install --no-deps --no-build-isolation --editable .
 	touch $@
 
@@ -118,7 +144,7 @@ $(VENV)/bench.stamp: requirements/bench.txt $(VENV)/serve.stamp
 	$(BIN)/python -m pip install --require-hashes -r requirements/bench.txt
 	touch $@
 
-$(VENV)/frameworks-$(TORCH).stamp: requirements/frameworks.txt tools/install_frameworks.py $(VENV)/develop.stamp
+$(VENV)/frameworks-$(TORCH).stamp: requirements/frameworks.txt tools/install_frameworks.py $(VENV)/test.stamp
 	$(BIN)/python tools/install_frameworks.py --torch=$(TORCH)
 	touch $@
 

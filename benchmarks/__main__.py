@@ -25,6 +25,7 @@ from benchmarks import (
     memory,
     object_store,
     page,
+    pages,
     peers,
     plots,
     relays,
@@ -61,6 +62,7 @@ _FIGURES = [
     *h2load.BENCHMARKS,
     *http.BENCHMARKS,
     *page.BENCHMARKS,
+    *pages.BENCHMARKS,
 ]
 _CURVES = [*data_path.CURVES, *control_path.CURVES]
 _WIDTH = 130

@@ -43,7 +43,7 @@ def _latencies(
     return measure
 
 
-def _rate(bench: Bench, port: int, connections: int, seconds: float, kind: Kind) -> Callable[[], list[float]]:
+def rate(bench: Bench, port: int, connections: int, seconds: float, kind: Kind) -> Callable[[], list[float]]:
     """Return a function that measures calls per second once."""
     measure = _latencies(bench, port, connections, seconds, kind)
     return lambda: [sum(len(latencies) for latencies in measure()) / seconds]
@@ -57,8 +57,8 @@ def _calls(bench: Bench, name: str, what: str, connections: int, kind: Kind) -> 
         blocks = interleaved(
             bench.choose(9, 2),
             {
-                "registry": _rate(bench, pair.registry.port, connections, seconds, kind),
-                "floor": _rate(bench, pair.floor.port, connections, seconds, kind),
+                "registry": rate(bench, pair.registry.port, connections, seconds, kind),
+                "floor": rate(bench, pair.floor.port, connections, seconds, kind),
             },
         )
         return [

@@ -114,7 +114,7 @@ async def events_read(port: int, seconds: float, pages: int) -> int:
     return sum(await asyncio.gather(*(_read_events(port, seconds) for _ in range(pages))))
 
 
-def _web_seconds(pid: int) -> float:
+def web_seconds(pid: int) -> float:
     """Return the processor time of the process that serves HTTP."""
     child = next(each for each in psutil.Process(pid).children() if _WEB in each.cmdline())
     times = child.cpu_times()
@@ -131,14 +131,14 @@ def _live(bench: Bench) -> Sequence[Outcome]:
                 client.publish(MODEL_ID, b"weights")
         bench.load(0).run(job(reported, registry.port, 2.0, is_floor=False))
         for _ in range(bench.choose(3, 1)):
-            before = _web_seconds(registry.pid)
+            before = web_seconds(registry.pid)
             together(
                 [
                     (bench.load(0), job(reported, registry.port, float(seconds), is_floor=False)),
                     (bench.load(1), job(events_read, port, float(seconds), _PAGES)),
                 ]
             )
-            shares.append(100 * (_web_seconds(registry.pid) - before) / seconds)
+            shares.append(100 * (web_seconds(registry.pid) - before) / seconds)
     return [
         Result(
             "open pages",

@@ -47,11 +47,20 @@ def _fresh(size_bytes: int) -> bytearray:
     return data
 
 
-async def publish(port: int, size_bytes: int, *, archived: bool = False, model_id: str = _MODEL_ID) -> None:
-    """Create a version."""
+def _client(port: int, authority: str = "") -> ModelRegistry:
+    """Return a client; with the file of an authority, over TLS."""
+    if authority:
+        return ModelRegistry(f"grpcs://127.0.0.1:{port}", tls_ca=authority)
+    return ModelRegistry(f"grpc://127.0.0.1:{port}")
+
+
+async def publish(
+    port: int, size_bytes: int, *, archived: bool = False, model_id: str = _MODEL_ID, authority: str = ""
+) -> None:
+    """Create a version; with the file of an authority, over TLS."""
 
     def call() -> None:
-        with ModelRegistry(f"grpc://127.0.0.1:{port}") as registry:
+        with _client(port, authority) as registry:
             (registry.store if archived else registry.publish)(model_id, _fresh(size_bytes))
 
     await asyncio.to_thread(call)
@@ -67,11 +76,11 @@ async def view_seconds(port: int, count: int) -> list[float]:
     return await asyncio.to_thread(measure)
 
 
-async def copy_seconds(port: int, count: int) -> list[float]:
-    """Retrieve a copy of the latest version `count` times; return the seconds of each."""
+async def copy_seconds(port: int, count: int, authority: str = "") -> list[float]:
+    """Retrieve a copy of the latest version `count` times; return the seconds of each. See `publish`."""
 
     def measure() -> list[float]:
-        with ModelRegistry(f"grpc://127.0.0.1:{port}") as registry:
+        with _client(port, authority) as registry:
             return _timed(lambda: registry.retrieve(_MODEL_ID), count)
 
     return await asyncio.to_thread(measure)

@@ -59,9 +59,9 @@ def _fetched(bench: Bench) -> Sequence[Outcome]:
         blocks = interleaved(
             bench.choose(5, 2),
             {
-                "fetched": lambda: _publishes_until(bench, pair, upload, job(fetched_moments, port, upload, rounds)),
-                "followed": lambda: _publishes_until(
-                    bench, pair, upload, job(followed_moments, port, upload, 1, 1, rounds)
+                "fetched": lambda: publishes_until(bench, port, upload, job(fetched_moments, port, upload, rounds)),
+                "followed": lambda: publishes_until(
+                    bench, port, upload, job(followed_moments, port, upload, 1, 1, rounds)
                 ),
                 "floors": floors,
             },
@@ -105,9 +105,17 @@ def _until(
     )
 
 
-def _publishes_until(bench: Bench, pair: Pair, upload: Upload, until: Job[list[float]]) -> list[float]:
+def publishes_until(bench: Bench, port: int, upload: Upload, until: Job[list[float]]) -> list[float]:
+    """Publish some versions; return the seconds from the start of each publish until a watcher has the version.
+
+    Args:
+        bench: The run, whose first two load processes it uses.
+        port: The registry.
+        upload: The version.
+        until: The job of the watcher, which returns the moments.
+    """
     rounds = bench.choose(15, 3)
-    publishing = job(publish_moments, pair.registry.port, upload, rounds, _FETCH_GAP_SECONDS)
+    publishing = job(publish_moments, port, upload, rounds, _FETCH_GAP_SECONDS)
     begun, ended = together([(bench.load(0), publishing), (bench.load(1), until)])
     return [end - start for start, end in zip(begun, ended, strict=True)]
 

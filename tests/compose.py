@@ -97,7 +97,7 @@ class ComposeFile:
             assert any(documented in value for value in given.values()), documented
             given = {key: value.replace(documented, actual) for key, value in given.items()}
         given |= {"COGMENT_MODEL_REGISTRY_METRICS_PORT": "0", **variables}
-        with server_process(None, *self.services[name]["command"], environment=given) as server:
+        with server_process(None, *self.services[name]["command"], "--http_port=0", environment=given) as server:
             yield server
 
 

@@ -20,7 +20,7 @@ from cogment_model_registry.testing.server import serving
 from tests.client import Client, connected
 from tests.object_store import S3Server, object_server
 from tests.postgres import PostgresServer, emptied_database, postgres_server
-from tests.processes import ServerProcess, server_process
+from tests.processes import ServerProcess, end_preloaded, server_process
 from tests.waiting import PATIENCE_SECONDS
 
 set_hypothesis_home_dir(".cache/hypothesis")
@@ -40,6 +40,7 @@ def nothing_left_behind() -> Iterator[None]:
     """Fail if the tests of this process leave a process, a thread of the package, or a file descriptor behind."""
     yield
     gc.collect()
+    end_preloaded()
     children = psutil.Process().children(recursive=True)
     assert not children, f"processes left behind: {children}"
     for thread in threading.enumerate():

@@ -134,6 +134,7 @@ class Pod:
         service_account_token: The token that Kubernetes makes for the pod.
         server: The container, while it runs.
         metrics_port: The port that it has for metrics here.
+        http_port: The port that it has for HTTP here.
     """
 
     place: Path
@@ -144,11 +145,15 @@ class Pod:
     service_account_token: str = ""
     server: ServerProcess | None = field(default=None, init=False)
     metrics_port: int = field(default=0, init=False)
+    http_port: int = field(default=0, init=False)
 
     def write_volumes(self) -> None:
         """Write the volumes, also again when a Secret or a ConfigMap has changed."""
         gid: int = self.manifest.spec["securityContext"]["fsGroup"]
         for volume in self.manifest.spec["volumes"]:
+            if "emptyDir" in volume:
+                self._make(volume["name"], 0o2777, gid)
+                continue
             if "secret" in volume:
                 secret = volume["secret"]
                 content, mode = self.secrets[secret["secretName"]], secret["defaultMode"]
@@ -161,11 +166,15 @@ class Pod:
                 content, mode = self.config_maps[volume["configMap"]["name"]], 0o644
             projected(self.place / volume["name"], content, mode, gid)
         for claim in self.manifest.the("StatefulSet")["spec"]["volumeClaimTemplates"]:
-            path = self.place / claim["metadata"]["name"]
-            if not path.exists():
-                path.mkdir()
-                os.chown(path, 0, gid)
-                path.chmod(0o2775)
+            self._make(claim["metadata"]["name"], 0o2775, gid)
+
+    def _make(self, name: str, mode: int, gid: int) -> None:
+        """Make the directory of a volume, unless it is there, as a kubelet does."""
+        path = self.place / name
+        if not path.exists():
+            path.mkdir()
+            os.chown(path, 0, gid)
+            path.chmod(mode)
 
     def variables(self) -> dict[str, str]:
         """Return the variables of the container."""
@@ -213,11 +222,13 @@ class Pod:
             None,
             *self.manifest.container["args"],
             "--metrics_port=0",
+            "--http_port=0",
             environment=dict(environment or {}),
             before=self.before(),
         ) as server:
             self.server = server
             self.metrics_port = int(server.wait_for_line(r"\bmetrics_port[\"=: ]+(\d+)")[1])
+            self.http_port = int(server.wait_for_line(r"\bhttp_port[\"=: ]+(\d+)")[1])
             yield server
 
     def probe(self, name: str) -> int:

@@ -1,4 +1,8 @@
-"""Real server processes, started as a user starts them."""
+"""Real server processes and commands.
+
+Most are forked by a Python that has loaded the package already, which takes a tenth of the time; see `tests.preloaded`.
+Those whose start is what a test looks at are started as a user starts them.
+"""
 
 import os
 import re
@@ -9,7 +13,11 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryFile
 
+import psutil
+
+from tests.preloaded import ForkedProcess, Preloaded
 from tests.waiting import PATIENCE_SECONDS
 
 START_SECONDS = PATIENCE_SECONDS
@@ -18,7 +26,8 @@ START_SECONDS = PATIENCE_SECONDS
 class ServerProcess:
     """`cogment services model_registry`, or `directory`, in a separate process; `before` is the prefix of its command.
 
-    Without `archive_dir`, the flags or the environment say where the archive is.
+    Without `archive_dir`, the flags or the environment say where the archive is. Unless it `is_new`, a Python that has
+    loaded the package already forks it, where that is the same.
 
     Attributes:
         port: The port in its log.
@@ -32,24 +41,30 @@ class ServerProcess:
         environment: dict[str, str] | None = None,
         service: str = "model_registry",
         before: Sequence[str] = (),
+        is_new: bool = False,
     ) -> None:
         self.archive_dir = archive_dir
         self.lines: list[str] = []
-        command = [*before, sys.executable, "-m", "cogment_model_registry", "services", service]
-        command += ["--port=0", "--host=127.0.0.1"]
+        words = ["services", service, "--port=0", "--host=127.0.0.1"]
         if service == "model_registry":
             # Retention is applied only when a test requests it, and not by a timer in the middle of a test.
             place = "catalog_dir" if any(flag.startswith("--archive_url=") for flag in flags) else "archive_dir"
-            command += [*([f"--{place}={archive_dir}"] if archive_dir else []), "--retention_seconds=0"]
-        command += flags
-        self._process = subprocess.Popen(
-            command,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            encoding="utf-8",  # in each locale; only other output may not be UTF-8
-            errors="backslashreplace",
-            env={**clean_environment(), **(environment or {})},
-        )
+            words += [*([f"--{place}={archive_dir}"] if archive_dir else []), "--retention_seconds=0"]
+        words += flags
+        variables = {**clean_environment(), **(environment or {})}
+        self._process: subprocess.Popen[str] | ForkedProcess
+        forking = None if before or is_new else preloaded(variables)
+        if forking is not None:
+            self._process = forking.fork(words, variables, Path.cwd())
+        else:
+            self._process = subprocess.Popen(
+                [*before, sys.executable, "-m", "cogment_model_registry", *words],
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                encoding="utf-8",  # in each locale; only other output may not be UTF-8
+                errors="backslashreplace",
+                env=variables,
+            )
         self._news = threading.Condition()
         self._ended = False
         self._reader = threading.Thread(target=self._read, name="server log")
@@ -162,6 +177,29 @@ class GuardedProcess:
         self.end()
 
 
+_preloaded: list[Preloaded] = []
+_starting = threading.Lock()
+
+
+def preloaded(environment: dict[str, str]) -> Preloaded | None:
+    """Return what forks processes; None where only a new Python starts as users start it in an environment."""
+    if sys.platform != "linux":
+        return None
+    with _starting:
+        if not _preloaded:
+            _preloaded.append(Preloaded(clean_environment()))
+    return _preloaded[0] if _preloaded[0].fits(environment) else None
+
+
+def end_preloaded() -> None:
+    """End what forks processes; what it has forked must have ended."""
+    with _starting:
+        while _preloaded:
+            children = psutil.Process(_preloaded[0].pid).children(recursive=True)
+            assert not children, f"processes left behind: {children}"
+            _preloaded.pop().close()
+
+
 GUARDIAN = os.path.join(os.path.dirname(__file__), "guardian.py")
 WITHOUT_RICH = os.path.join(os.path.dirname(__file__), "without_rich")
 
@@ -182,12 +220,13 @@ def server_process(
     environment: dict[str, str] | None = None,
     service: str = "model_registry",
     before: Sequence[str] = (),
+    is_new: bool = False,
 ) -> Iterator[ServerProcess]:
     """Return a context manager for a server process that serves; if it still runs at the end, it is killed.
 
-    `before` is the prefix of its command.
+    `before` is the prefix of its command; `is_new` asks for a Python of its own.
     """
-    process = ServerProcess(archive_dir, *flags, environment=environment, service=service, before=before)
+    process = ServerProcess(archive_dir, *flags, environment=environment, service=service, before=before, is_new=is_new)
     try:
         yield process
     finally:
@@ -199,10 +238,31 @@ def run_cogment(
     environment: dict[str, str] | None = None,
     cwd: Path | None = None,
     before: Sequence[str] = (),
+    is_new: bool = False,
 ) -> subprocess.CompletedProcess[str]:
-    """Run a `cogment` command that terminates."""
+    """Run a `cogment` command that terminates, as `ServerProcess` runs a server."""
+    variables = {**clean_environment(), **(environment or {})}
+    forking = None if before or is_new else preloaded(variables)
+    if forking is not None:
+        return _run_forked(forking, arguments, variables, cwd or Path.cwd())
     command = [*before, sys.executable, "-m", "cogment_model_registry", *arguments]
     return run(*command, environment=environment, cwd=cwd)
+
+
+def _run_forked(
+    forking: Preloaded, words: Sequence[str], environment: dict[str, str], cwd: Path
+) -> subprocess.CompletedProcess[str]:
+    with TemporaryFile() as output, TemporaryFile() as errors:
+        process = forking.fork(words, environment, cwd, stdout=output, stderr=errors)
+        try:
+            code = process.wait(START_SECONDS)
+        finally:
+            process.kill()
+        texts = []
+        for file in (output, errors):
+            file.seek(0)
+            texts.append(file.read().decode())
+    return subprocess.CompletedProcess(["cogment", *words], code, *texts)
 
 
 def run(

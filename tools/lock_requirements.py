@@ -1,8 +1,9 @@
 """Pin the dependencies, with hashes, for every supported Python and platform: `requirements/*.txt`.
 
-serve.txt is for running and building the package, develop.txt adds the packages for tests and checks, and bench.txt
-those for benchmarks. minimum.txt has the lowest version of each range in pyproject.toml, on the oldest Python that runs
-the server. The pins name no index: the machine chooses it.
+serve.txt is for running and building the package, develop.txt adds the packages for tests and checks, test.txt those
+for the tests that run in other environments too, and bench.txt those for benchmarks. minimum.txt has the lowest version
+of each range in pyproject.toml, on the oldest Python that runs the server. The pins name no index: the machine chooses
+it.
 """
 
 import pathlib
@@ -14,6 +15,9 @@ import tomllib
 ROOT = pathlib.Path(__file__).parent.parent
 OLDEST_PYTHON = "3.11"
 TEST_TOOLS = ("pytest-randomly", "pytest-timeout", "pytest-xdist", "safetensors")
+"""What tests take besides, in whichever environment they run."""
+EXAMPLES = ("gymnasium", "matplotlib")
+"""What the examples take, one of which is tested where PyTorch is."""
 
 
 def compile_pins(names: list[str], target: pathlib.Path, *options: str) -> None:
@@ -41,6 +45,9 @@ def main() -> None:
     serve, develop = requirements / "serve.txt", requirements / "develop.txt"
     compile_pins(runtime, serve, "--universal")
     compile_pins(runtime + project["dependency-groups"]["dev"], develop, "--universal", f"--constraint={serve}")
+    suites = [each for each in extras["testing"] if not each.startswith(project["project"]["name"])]
+    test = [*runtime, *extras["numpy"], *suites, *TEST_TOOLS, *EXAMPLES]
+    compile_pins(test, requirements / "test.txt", "--universal", f"--constraint={develop}")
     bench = runtime + project["dependency-groups"]["bench"]
     constraints = [f"--constraint={path}" for path in (serve, develop)]
     compile_pins(bench, requirements / "bench.txt", "--universal", *constraints)
@@ -48,7 +55,7 @@ def main() -> None:
         *needs,
         *extras["numpy"],
         *extras["jax"],
-        *[each for each in extras["testing"] if not each.startswith(project["project"]["name"])],
+        *suites,
         *project["build-system"]["requires"],
         *pinned(("editables", *TEST_TOOLS), develop),
     ]

@@ -24,7 +24,7 @@ SUITES += [f"tests/registry_client/test_{name}.py" for name in ("cache", "calls"
 SUITES += [f"tests/server/test_{name}.py" for name in ("call_log", "life_cycle", "locales", "log_writer")]
 """Tests of files, streams and the command line."""
 
-PYTEST = [sys.executable, "-m", "pytest", "-n", "4", "--dist", "worksteal", "-q"]
+PYTEST = [sys.executable, "-m", "pytest", "-n", "2", "--dist", "worksteal", "-q"]
 NOBODY = "nobody"
 
 

@@ -24,6 +24,7 @@ def cached(cache: Path, files: dict[str, bytes], commit: str = COMMIT, ref: str 
         blob.write_bytes(data)
         link = repository / "snapshots" / commit / name
         link.parent.mkdir(parents=True, exist_ok=True)
+        link.unlink(missing_ok=True)
         link.symlink_to(os.path.relpath(blob, link.parent))
     (repository / "refs" / ref).parent.mkdir(parents=True, exist_ok=True)
     (repository / "refs" / ref).write_text(commit)
@@ -51,6 +52,7 @@ def test_a_snapshot_becomes_a_version_with_the_files_behind_its_links(
         "format": "folder.tar",
         "huggingface.repository": "team/walker",
         "huggingface.revision": COMMIT,
+        "huggingface.files": hashlib.sha256("\0".join(sorted(FILES)).encode()).hexdigest(),
     }
     registry.download("walker", f"{tmp_path / 'plain'}/")
     assert contents(tmp_path / "plain") == FILES
@@ -64,6 +66,29 @@ def test_a_snapshot_is_imported_once(registry: ModelRegistry, tmp_path: Path) ->
     cached(tmp_path / "cache", {"config.json": b"new"}, "f" * 40)
     second = bridge.import_snapshot(registry, "walker", repository)
     assert (second.number, second.user_data["huggingface.revision"]) == (2, "f" * 40)
+
+
+def test_a_snapshot_that_has_got_more_files_is_imported_again(registry: ModelRegistry, tmp_path: Path) -> None:
+    """The Hub's tools download single files of a commit, and add others to the same snapshot later."""
+    repository = cached(tmp_path / "cache", {"config.json": b"{}"})
+    part = bridge.import_snapshot(registry, "walker", repository)
+    cached(tmp_path / "cache", FILES)
+    whole = bridge.import_snapshot(registry, "walker", repository)
+    assert (part.number, whole.number) == (1, 2)
+    assert bridge.import_snapshot(registry, "walker", repository) == whole
+    registry.download("walker", f"{tmp_path / 'plain'}/")
+    assert contents(tmp_path / "plain") == FILES
+
+
+def test_a_snapshot_of_which_the_cache_has_some_files_is_completed(registry: ModelRegistry, tmp_path: Path) -> None:
+    bridge.import_snapshot(registry, "walker", cached(tmp_path / "cache", FILES))
+    cached(tmp_path / "other", {"config.json": b"{}", "not ours": b"x"})
+    link = tmp_path / "other/models--team--walker/snapshots" / COMMIT / "config.json"
+    before = os.readlink(link)
+    snapshot = bridge.export_snapshot(registry, "walker", tmp_path / "other")
+    assert contents(snapshot) == {**FILES, "not ours": b"x"}
+    assert os.readlink(link) == before
+    assert sorted(os.listdir(snapshot.parent.parent)) == ["blobs", "refs", "snapshots"]
 
 
 def test_a_link_out_of_the_repository_is_refused(registry: ModelRegistry, tmp_path: Path) -> None:

@@ -116,6 +116,38 @@ def test_an_import_that_is_repeated_brings_only_what_has_changed(
     assert bridge.import_version(registry, client, name, "best", model_id="walker") == after
 
 
+def test_versions_that_were_deleted_on_either_side(
+    registry: ModelRegistry, client: Any, name: str, tmp_path: Path
+) -> None:
+    for number in range(3):
+        register(client, name, tmp_path / str(number), f"version {number}")
+    bridge.import_model(registry, client, name, model_id="walker")
+    client.delete_model_version(name, "2")
+    assert [each.number for each in bridge.import_model(registry, client, name, model_id="walker")] == [1, 3]
+    assert len(registry.list_versions("walker")) == 3  # nothing is removed here
+    registry.delete_version("walker", 1)
+    again, _ = bridge.import_model(registry, client, name, model_id="walker")
+    assert (again.number, again.user_data["mlflow.version"]) == (4, "1")
+    # A version that MLflow has deleted is registered there again, with another number.
+    theirs = bridge.export_version(registry, client, "walker", 2, name=name)
+    assert theirs.version == "4"
+    assert bridge.export_version(registry, client, "walker", 2, name=name).version == "4"
+
+
+def test_aliases_that_the_other_side_reserves_are_left_out(
+    registry: ModelRegistry, client: Any, name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    ours = registry.store("walker", b"weights", alias="v1")
+    registry.set_alias("walker", "production", ours)
+    theirs = bridge.export_version(registry, client, "walker", name=name)
+    assert client.get_registered_model(name).aliases == {"production": theirs.version}
+    assert "MLflow reserves the alias" in caplog.text
+    client.set_registered_model_alias(name, "7", theirs.version)
+    back = bridge.import_version(registry, client, name, 1, model_id="back")
+    assert back.aliases == ("production",)
+    assert "an alias is not copied" in caplog.text
+
+
 def test_an_import_that_was_interrupted_goes_on(
     registry: ModelRegistry, client: Any, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -160,6 +192,18 @@ def test_a_version_goes_to_mlflow_and_comes_back_with_the_same_hash(
     assert back.aliases == ("production",)
 
 
+def test_a_version_that_was_exported_is_not_imported_into_its_model_again(
+    registry: ModelRegistry, client: Any, name: str
+) -> None:
+    ours = registry.store(name, b"weights", tags={"stage": "x"})
+    theirs = bridge.export_version(registry, client, name)
+    client.set_model_version_tag(name, theirs.version, "note", "good")
+    client.set_registered_model_alias(name, "champion", theirs.version)
+    (back,) = bridge.import_model(registry, client, name)
+    assert (back.number, back.tags, back.aliases) == (ours.number, {"stage": "x", "note": "good"}, ("champion",))
+    assert len(registry.list_versions(name)) == 1
+
+
 def test_a_version_of_mlflow_is_not_registered_there_again(
     registry: ModelRegistry, client: Any, name: str, tmp_path: Path
 ) -> None:
@@ -192,6 +236,9 @@ def test_an_export_that_was_interrupted_uses_the_same_run(
 def test_what_mlflow_does_not_have_is_its_error(registry: ModelRegistry, client: Any, name: str) -> None:
     with pytest.raises(mlflow.MlflowException, match="not found"):
         bridge.import_version(registry, client, name, 1)
+    with pytest.raises(mlflow.MlflowException, match="not found"):
+        bridge.import_model(registry, client, name)
+    client.create_registered_model(name)
     assert bridge.import_model(registry, client, name) == []
     with pytest.raises(errors.NotFoundError):
         bridge.export_version(registry, client, "nothing", name=name)

@@ -94,7 +94,10 @@ def test_a_version_goes_into_an_offline_run_and_comes_back_with_the_same_hash(
     finish(run)
     (back,) = bridge.import_run(registry, folder_of(run), model_id="back")
     assert back.data_hash == ours.data_hash
-    assert back.aliases == ("production",)
+    assert (back.aliases, back.tags, back.metrics) == (("production",), {"stage": "x"}, {"return": 3.0})
+    (same,) = bridge.import_run(registry, folder_of(run))
+    assert (same.model_id, same.number) == ("walker", ours.number)
+    assert len(registry.list_versions("walker")) == 1
 
 
 def test_records_of_many_blocks_are_read_and_a_cut_end_is_left_out(registry: ModelRegistry, tmp_path: Path) -> None:

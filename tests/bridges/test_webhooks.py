@@ -21,11 +21,11 @@ from cogment_model_registry import ModelRegistry, errors
 from cogment_model_registry.bridges.webhooks import verify
 from cogment_model_registry.bridges.webhooks.configuration import Configuration, Hook
 from cogment_model_registry.bridges.webhooks.delivery import _Attempt
-from cogment_model_registry.bridges.webhooks.signing import headers_of, key_of
+from cogment_model_registry.bridges.webhooks.signing import headers_of, key_of, keys_of
 from cogment_model_registry.bridges.webhooks.state import Post, State
 from tests.bridges.receivers import Received, Receiver, receiving
 from tests.ports import free_port
-from tests.processes import clean_environment, run_cogment
+from tests.processes import ServerProcess, clean_environment, run_cogment, server_process
 from tests.waiting import PATIENCE_SECONDS, wait_until
 
 SECRET = "whsec_" + base64.b64encode(b"k" * 32).decode()
@@ -247,7 +247,7 @@ def test_a_try_whose_time_was_over_before_it_was_connected_does_not_go_on(
     receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     receiver.answer = lambda _post: None  # it would trickle its answer
-    attempt = _Attempt(Hook("one", receiver.url(), b"x" * 24, ("alias.moved",), timeout_seconds=0.1))
+    attempt = _Attempt(Hook("one", receiver.url(), (b"x" * 24,), ("alias.moved",), timeout_seconds=0.1))
     create_connection = socket.create_connection
 
     def connect_late(*arguments: Any, **named: Any) -> socket.socket:
@@ -345,6 +345,99 @@ def test_a_receiver_and_a_process_that_are_killed_lose_nothing(
     assert all(len({each[0] for each in lines if each[1]["data"]["number"] == number}) == 1 for number in numbers)
 
 
+@pytest.mark.parametrize("others", [1, 70])  # a watch of more than 64 models does not resume exactly after a restart
+def test_no_event_is_lost_when_the_registry_was_restarted(tmp_path: Path, receiver: Receiver, others: int) -> None:
+    config = configured(tmp_path, hook(receiver.url(), EVERYTHING), more="promotions_seconds = 0.1")
+
+    def client(server: ServerProcess) -> ModelRegistry:
+        return ModelRegistry(f"grpc://127.0.0.1:{server.port}", progress=False)
+
+    with server_process(tmp_path / "archive") as server, client(server) as registry:
+        for number in range(others):
+            registry.store(f"other {number}", b"1")
+        registry.store("policy", b"before")
+        with posting(config, f"grpc://127.0.0.1:{server.port}"):
+            registry.store("policy", b"2")
+            registry.publish("policy", b"3, which ends with the server")
+            wait_until(lambda: len({each.message_id for each in receiver.posts}) == 3)
+        registry.store("policy", b"4", alias="production")
+        registry.store("new", b"1")
+        registry.delete_model("other 0")
+    before = {each.message_id for each in receiver.posts}
+    with server_process(tmp_path / "archive") as server, client(server) as registry:
+        with posting(config, f"grpc://127.0.0.1:{server.port}") as webhooks:
+            number = registry.publish("policy", b"5").number
+            wait_until(lambda: ("version.published", number) in told(receiver.posts))
+            registry.promote("policy", number)
+            wait_until(lambda: ("version.archived", number) in told(receiver.posts))
+            wait_until(lambda: len({each.message_id for each in receiver.posts} - before) == 8)
+        assert "failed" not in "".join(webhooks.lines)
+    with contextlib.closing(State(tmp_path / "hooks.db")) as state:
+        assert state.transient_models() == []
+        assert len(state.models()) == others + 1
+    later = {each.message_id: each for each in receiver.posts if each.message_id not in before}
+    assert sorted(told([*later.values()])) == [
+        ("alias.moved", 4, "production"),
+        ("model.deleted",),
+        ("version.archived", 1),
+        ("version.archived", 4),
+        ("version.archived", number),
+        ("version.published", 1),
+        ("version.published", 4),
+        ("version.published", number),
+    ]
+
+
+def test_waiting_events_of_a_hook_that_was_renamed_are_in_the_dead_letters(
+    registry: ModelRegistry, shared_endpoint: str, receiver: Receiver, tmp_path: Path
+) -> None:
+    url = f"http://127.0.0.1:{free_port()}/"
+    with posting(configured(tmp_path, hook(url, "version.published", name="old")), shared_endpoint) as webhooks:
+        registry.publish("policy", b"1")
+        registry.publish("policy", b"2")
+        webhooks.wait_for_line("hook=old .* failed")
+    config = configured(tmp_path, hook(receiver.url(), "version.published", name="new"))
+    with posting(config, shared_endpoint) as webhooks:
+        webhooks.wait_for_line("hook=old is not configured any more; events given up: 2")
+        registry.publish("policy", b"3")
+        receiver.wait_for(1)
+    letters = [json.loads(line) for line in (tmp_path / "hooks.dead.jsonl").read_text().splitlines()]
+    assert [(each["hook"], each["event"]["data"]["number"]) for each in letters] == [("old", 1), ("old", 2)]
+    assert [each.event["data"]["number"] for each in receiver.posts] == [3]
+
+
+def test_receivers_that_hang_hold_up_neither_others_nor_the_end(
+    registry: ModelRegistry, shared_endpoint: str, tmp_path: Path
+) -> None:
+    with receiving() as hanging, receiving() as good:
+        hanging.answer = lambda _post: None
+        hooks = [hook(hanging.url(), "version.published", "timeout_seconds = 500", f"h{n}") for n in range(5)]
+        config = configured(tmp_path, *hooks, hook(good.url(), "version.published", name="good"))
+        with posting(config, shared_endpoint):
+            registry.publish("policy", b"1")
+            registry.publish("policy", b"2")
+            good.wait_for(2)
+            hanging.wait_for(5)
+    assert {each.event["data"]["number"] for each in hanging.posts} == {1}
+
+
+def test_a_process_that_cannot_keep_its_promise_ends(
+    registry: ModelRegistry, shared_endpoint: str, receiver: Receiver, tmp_path: Path
+) -> None:
+    receiver.answer = lambda _post: (410, {})
+    text = hook(receiver.url(), "version.published")
+    config = configured(tmp_path, text, more='dead_letters = "missing/letters.jsonl"')
+    with posting(config, shared_endpoint) as webhooks:
+        registry.publish("policy", b"1")
+        assert webhooks.process.wait(PATIENCE_SECONDS) == 1
+        webhooks.wait_for_line("error: the dead letters letters.jsonl cannot be written: No such file")
+        webhooks.end()
+    assert "Traceback" not in "".join(webhooks.lines)
+    (tmp_path / "missing").mkdir()
+    with posting(config, shared_endpoint):
+        wait_until((tmp_path / "missing/letters.jsonl").exists)
+
+
 def test_two_processes_do_not_share_a_state(
     registry: ModelRegistry, shared_endpoint: str, receiver: Receiver, tmp_path: Path
 ) -> None:
@@ -355,6 +448,25 @@ def test_two_processes_do_not_share_a_state(
         )
     assert other.returncode == 1
     assert "the state hooks.db cannot be used: another process uses it" in other.stderr
+
+
+def test_a_state_counts_what_waits(tmp_path: Path) -> None:
+    def fail() -> None:
+        with state.changing():
+            state.add_post("one", b"{}")
+            raise errors.UnavailableError("the test lets it fail")
+
+    with contextlib.closing(State(tmp_path / "hooks.db")) as state:
+        with state.changing():
+            for _ in range(3):
+                state.add_post("one", b"{}")
+            state.add_post("two", b"{}")
+        with pytest.raises(errors.UnavailableError):
+            fail()
+        state.remove_posts("one", state.first_posts("one", 2))
+        assert (state.waiting("one"), state.waiting("two"), state.waiting("three")) == (1, 1, 0)
+    with contextlib.closing(State(tmp_path / "hooks.db")) as state:
+        assert (state.waiting("one"), state.waiting_hooks()) == (1, ["one", "two"])
 
 
 def test_a_state_of_something_else_is_refused(tmp_path: Path) -> None:
@@ -380,6 +492,8 @@ def test_a_state_of_something_else_is_refused(tmp_path: Path) -> None:
         (hook("https://user:hidden@x/", "alias.moved"), "must not have a user"),
         (hook("https://x/#y", "alias.moved"), "neither spaces nor a fragment"),
         (hook("https://x:99999/", "alias.moved"), "is malformed"),
+        (hook("https://x..y/", "alias.moved"), "is malformed"),
+        (hook(f"https://{'x' * 64}.org/", "alias.moved"), "is malformed"),
         (hook("https://x/", "alias.moved", "timeout_seconds = 0"), "timeout_seconds of hook .* 0.1 or more"),
         (hook("https://x/", "alias.moved", 'timeout_seconds = "1"'), "timeout_seconds of hook"),
         (hook("https://x/", "alias.moved", name="a b"), "the name"),
@@ -387,10 +501,20 @@ def test_a_state_of_something_else_is_refused(tmp_path: Path) -> None:
         (hook("https://x/", "alias.moved", 'secret_file = "x"'), "either secret_file or secret_variable"),
         (hook("https://x/", "alias.moved").replace(VARIABLE, "SHORT"), "has 6 bytes; it must have 24"),
         (hook("https://x/", "alias.moved").replace(VARIABLE, "BROKEN"), "is not base64"),
+        (hook("https://x/", "alias.moved").replace(VARIABLE, "OTHER_SCRIPT"), "is not base64"),
+        (hook("https://x/", "alias.moved").replace(VARIABLE, "MANY"), "there are 5 secrets"),
+        (hook("https://x/", "alias.moved").replace(VARIABLE, "EMPTY"), "has 0 bytes"),
     ],
 )
 def test_a_wrong_configuration_is_refused_without_its_secrets(tmp_path: Path, text: str, reason: str) -> None:
-    environment = {VARIABLE: SECRET, "SHORT": "hidden", "BROKEN": "whsec_hidden!"}
+    environment = {
+        VARIABLE: SECRET,
+        "SHORT": "hidden",
+        "BROKEN": "whsec_hidden!",
+        "OTHER_SCRIPT": "whsec_hiddenü",
+        "MANY": f"{SECRET}\n" * 5,
+        "EMPTY": "\n",
+    }
     with pytest.raises(errors.InvalidError, match=reason) as caught:
         Configuration.read(configured(tmp_path, text), environment)
     assert "hidden" not in caught.value.message
@@ -400,7 +524,7 @@ def test_a_configuration_has_defaults_and_shows_no_secret(tmp_path: Path) -> Non
     (tmp_path / "secret").write_text(SECRET + "\n")
     text = '[[hook]]\nname = "a"\nurl = "https://x/y"\nsecret_file = "secret"\nevents = ["alias.moved"]\n'
     found = Configuration.read(configured(tmp_path, text), {})
-    assert found.hooks[0].key == b"k" * 32
+    assert found.hooks[0].keys == (b"k" * 32,)
     assert (found.state_path, found.dead_letters_path) == (tmp_path / "hooks.db", tmp_path / "hooks.dead.jsonl")
     assert found.model_ids == ()
     assert "kkkk" not in repr(found)
@@ -431,12 +555,45 @@ def test_a_registry_that_does_not_answer_is_reported(tmp_path: Path) -> None:
 def test_a_signature_is_that_of_the_standard() -> None:
     """The example of the specification: https://github.com/standard-webhooks/standard-webhooks."""
     key = key_of("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw")
-    headers = headers_of(key, "msg_p5jXN8AQM9LWM0D4loKWxJek", 1614265330, b'{"test": 2432232314}')
+    headers = headers_of([key], "msg_p5jXN8AQM9LWM0D4loKWxJek", 1614265330, b'{"test": 2432232314}')
     assert headers["webhook-signature"] == "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE="
 
 
+def test_a_secret_is_replaced_without_a_post_that_the_receiver_refuses(receiver: Receiver) -> None:
+    other = "whsec_" + base64.b64encode(b"o" * 32).decode()
+    hook_with_both = Hook("one", receiver.url(), keys_of(f"{SECRET}\n\n  {other}\n"), ("alias.moved",))
+    assert _Attempt(hook_with_both).post(Post(1, "msg_1", b"{}", 0, None)) == ("", 0)
+    (post,) = receiver.posts
+    for secret in (SECRET, other):
+        assert verify(secret, post.headers, post.body) == "msg_1"
+    with pytest.raises(errors.SignatureError):
+        verify("whsec_" + base64.b64encode(b"x" * 32).decode(), post.headers, post.body)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"webhook-timestamp": "9" * 400},
+        {"webhook-timestamp": "9" * 5000},
+        {"webhook-timestamp": "1e3"},
+        {"webhook-timestamp": "-1000"},
+        {"webhook-timestamp": "1_000"},
+        {"webhook-timestamp": "\u0661"},
+        {"webhook-id": "\udcff"},
+        {"webhook-signature": "v1,\udcff"},
+        {"webhook-signature": "v1,\u00fc"},
+        {"webhook-signature": "v1"},
+        {"webhook-signature": "v1,"},
+    ],
+)
+def test_headers_of_an_attacker_are_refused_with_one_error(changed: dict[str, str]) -> None:
+    headers = headers_of([key_of(SECRET)], "msg_1", 1000, b"body")
+    with pytest.raises(errors.SignatureError):
+        verify(SECRET, {**headers, **changed}, b"body", now_seconds=1000)
+
+
 def test_a_post_that_was_changed_or_recorded_is_refused() -> None:
-    headers = headers_of(key_of(SECRET), "msg_1", 1000, b"body")
+    headers = headers_of([key_of(SECRET)], "msg_1", 1000, b"body")
     assert verify(SECRET, headers, b"body", now_seconds=1000) == "msg_1"
     more = {name.title(): value for name, value in headers.items()}
     more["Webhook-Signature"] = "v1,AAAA v2,xxxx " + more["Webhook-Signature"]
@@ -456,4 +613,4 @@ def test_a_post_that_was_changed_or_recorded_is_refused() -> None:
             verify(secret, {**headers, **changed}, body, now_seconds=now)
     with pytest.raises(errors.SignatureError, match="missing or malformed"):
         verify(SECRET, {}, b"body")
-    assert verify(SECRET, headers_of(key_of(SECRET), "msg_1", int(time.time()), b""), b"") == "msg_1"
+    assert verify(SECRET, headers_of([key_of(SECRET)], "msg_1", int(time.time()), b""), b"") == "msg_1"

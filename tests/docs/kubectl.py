@@ -71,7 +71,7 @@ def apply(place: Path, path: str) -> None:
     pod = _pod(place)
     pod.write_volumes()
     command = [*pod.before(), sys.executable, "-m", "cogment_model_registry", "services", "model_registry"]
-    command += [*ONE.container["args"], "--port=0", "--metrics_port=0", "--host=127.0.0.1"]
+    command += [*ONE.container["args"], "--port=0", "--metrics_port=0", "--http_port=0", "--host=127.0.0.1"]
     with (place / LOG_NAME).open("wb") as log:
         subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
 

@@ -23,7 +23,7 @@ from cogment_model_registry.wire import consumers, lifecycle
 from tests.certificates import Authority, connected_over_tls
 from tests.client import Client, connected
 from tests.several import settings_of, several_servers
-from tests.waiting import PATIENCE_SECONDS
+from tests.waiting import PATIENCE_SECONDS, wait_until
 
 DOCUMENTS = Path(__file__).parent.parent.parent / "docs"
 PAGE = (DOCUMENTS / "metrics.md").read_text()
@@ -40,6 +40,7 @@ ROWS = (
     "Registration and health",
     "Process",
     "Other servers",
+    "HTTP",
 )
 
 
@@ -75,6 +76,7 @@ async def own_metrics(tmp_path: Path) -> list[Metric]:
     tls = authority.issue().options
     settings = Settings(
         metrics_port=0,
+        http_port=0,
         cache_max_bytes=MIB,
         cache_max_items=1,
         grace_seconds=0,
@@ -93,13 +95,20 @@ async def own_metrics(tmp_path: Path) -> list[Metric]:
         lifecycle_client = Client(client.channel, lifecycle.SERVICE_NAME)
         await lifecycle_client.unary("ReportConsumer", request, consumers.ReportConsumerReply)
 
-        def scrape() -> str:
-            address = f"https://127.0.0.1:{server.metrics_port}/metrics"
+        def get(port: int | None, path: str) -> str:
             trusting = ssl.create_default_context(cafile=authority.certificate)
+            address = f"https://127.0.0.1:{port}{path}"
             with urllib.request.urlopen(address, timeout=PATIENCE_SECONDS, context=trusting) as reply:
                 return str(reply.read().decode())
 
-        return list(text_string_to_metric_families(await asyncio.to_thread(scrape)))
+        await asyncio.to_thread(get, server.http_port, "/api/v1/models")
+
+        def scrape() -> str:
+            text = get(server.metrics_port, "/metrics")
+            return text if "http_requests_total{" in text else ""  # the process reports once a second
+
+        text = await asyncio.to_thread(wait_until, scrape)
+        return list(text_string_to_metric_families(text))
 
 
 def documented_name(metric: Metric) -> str:

@@ -4,12 +4,14 @@ The blocks marked `sh` are one script, from the top of the page to its bottom, w
 Those marked `console` need root or systemd: they are compared with the files of the working copy instead.
 """
 
+import contextlib
 import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,9 +19,12 @@ import yaml
 
 from cogment_model_registry.settings import Settings, all_settings
 from tests import pages
-from tests.ports import free_ports
-from tests.processes import clean_environment
-from tests.waiting import PATIENCE_SECONDS
+from tests.certificates import LOCAL, Authority
+from tests.ports import free_port, free_ports
+from tests.processes import clean_environment, run_cogment
+from tests.waiting import PATIENCE_SECONDS, wait_until
+from tests.web.http import Http, http_server
+from tests.web.test_encryption import trusting
 
 ROOT = pages.ROOT
 PAGE = pages.text_of("docs/operations.md")
@@ -105,6 +110,7 @@ def test_every_block_with_commands_is_run_or_checked() -> None:
     assert pages.languages("docs/operations.md") == {
         "",
         "console",
+        "nginx",
         "sh",
         "yaml",
     }  # no language: output and text of files
@@ -177,3 +183,68 @@ def test_the_configuration_of_prometheus_is_yaml_with_a_target() -> None:
         "scrape_configs"
     ]
     assert job["static_configs"] == [{"targets": ["192.0.2.10:9003"]}]
+
+
+@pytest.mark.skipif(shutil.which("nginx") is None, reason="nginx is not installed")
+def test_the_configuration_of_nginx_passes_on_what_browsers_and_programs_need(tmp_path: Path) -> None:
+    [block] = blocks("nginx")
+    [flags] = re.findall(r"in front of a server with `--http_port=9080 (.*)`", PAGE)
+    authority, port, archive = Authority(tmp_path), free_port(), tmp_path / "archive"
+    issued = authority.issue(names=(*LOCAL, "DNS:registry.example"))
+    with http_server(archive, *flags.split()) as server:
+        here = {
+            "listen 443": f"listen 127.0.0.1:{port}",
+            "/etc/nginx/registry.pem": str(issued.certificate),
+            "/etc/nginx/registry.key": str(issued.key),
+            "127.0.0.1:9080": f"127.0.0.1:{server.http.port}",
+        }
+        for documented, actual in here.items():
+            assert documented in block
+            block = block.replace(documented, actual)
+        with nginx(tmp_path / "nginx", block):
+            http = Http(port, trusting(authority))
+            wait_until(lambda: is_ready(http))
+            token = run_cogment(
+                "token", "create", f"--archive_dir={archive}", "--name=ops", "--scope=admin"
+            ).stdout.strip()
+            data, name = os.urandom(3 << 20), {"Host": "registry.example"}
+            assert http.with_token(token).ask("PUT", "/models/m/versions", data, name).status == 201
+            path = "/models/m/versions/1/data"
+            assert http.with_token(token).get(path, name).body == data
+            assert http.with_token(token).get(path, {**name, "Range": "bytes=5-9"}).body == data[5:10]
+            assert http.get("/readyz", {"Host": "other.example"}).status == 421
+            login = http.form("/login", f"token={token}", {**name, "Origin": "https://registry.example"})
+            assert login.status == 303
+            assert "Secure" in login.headers["set-cookie"]
+            (cookie,) = login.cookies.values()
+            connection = http.connect()
+            connection.request("GET", "/api/v1/events", headers={**name, "Cookie": cookie})
+            response = connection.getresponse()
+            wait_until(lambda: b"event: caught_up" in response.readline())  # nothing is buffered
+            connection.close()
+
+
+def is_ready(http: Http) -> bool:
+    try:
+        return http.get("/readyz", {"Host": "registry.example"}).status == 200
+    except OSError:
+        return False
+
+
+@contextlib.contextmanager
+def nginx(folder: Path, server: str) -> Iterator[None]:
+    """Return a context manager for nginx with a server."""
+    folder.mkdir()
+    places = "".join(f"{name}_temp_path {folder}/{name};" for name in ("proxy", "fastcgi", "uwsgi", "scgi"))
+    places += f"client_body_temp_path {folder}/body;"
+    configuration = folder / "nginx.conf"
+    configuration.write_text(
+        f"daemon off; pid {folder}/pid; error_log {folder}/errors; events {{}}\n"
+        f"http {{ access_log off; {places}\n{server}}}\n"
+    )
+    process = subprocess.Popen(["nginx", "-c", str(configuration), "-p", str(folder), "-e", str(folder / "errors")])
+    try:
+        yield
+    finally:
+        process.terminate()
+        process.wait(PATIENCE_SECONDS)

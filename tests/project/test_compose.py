@@ -18,6 +18,7 @@ from cogment_model_registry.settings import Settings, all_settings
 from tests.compose import ROOT, ComposeFile, config, object_store
 from tests.pods import image_variables
 from tests.waiting import wait_until
+from tests.web.http import Http
 
 SECRETS = {
     "POSTGRES_PASSWORD": "password-of-a-test",
@@ -71,7 +72,10 @@ def test_a_registry_fits_its_image_and_has_few_rights(file: ComposeFile) -> None
             ROOT / "deploy/Containerfile"
         )
         settings = settings_of(service)
-        assert [port["target"] for port in service["ports"]] == [settings.port, settings.metrics_port]
+        ports = [settings.port, settings.metrics_port, settings.http_port]
+        assert [port["target"] for port in service["ports"]] == ports
+        assert "/tmp" in service["tmpfs"]  # for the socket of the process that serves HTTP
+        assert {*settings.http_hosts} == {*file.registries}
         assert service["read_only"] is True
         assert service["cap_drop"] == ["ALL"]
         assert service["security_opt"] == ["no-new-privileges:true"]
@@ -130,6 +134,9 @@ def test_one_server_serves_with_its_words_and_variables(tmp_path: Path) -> None:
     with ONE.registry("registry", volume) as server:
         with ModelRegistry(f"grpc://127.0.0.1:{server.port}") as registry:
             assert registry.retrieve("walker", registry.store("walker", b"weights").number) == b"weights"
+        http = Http(int(server.wait_for_line(r"\bhttp_port[\"=: ]+(\d+)")[1]))
+        for host in ("localhost:9080", "registry:9080"):
+            assert http.get("/models/walker/versions/1/data", {"Host": host}).body == b"weights"
         assert server.stop() == 0
         assert [line for line in server.lines if "warning" in line or "error" in line] == []
     assert (tmp_path / "archive/walker").exists()

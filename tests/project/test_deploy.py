@@ -14,6 +14,7 @@ import socket
 import subprocess
 import sys
 import tomllib
+from http import HTTPStatus
 from pathlib import Path
 
 import psutil
@@ -25,6 +26,7 @@ from tests.certificates import Authority
 from tests.mounts import AS_ROOT, all_read_only, mounted, needs_root, reaching
 from tests.processes import ServerProcess, clean_environment, run, run_cogment, server_process
 from tests.waiting import PATIENCE_SECONDS, wait_until
+from tests.web.http import Http
 
 ROOT = Path(__file__).parent.parent.parent
 UNIT_PATH = ROOT / "deploy/cogment-model-registry.service"
@@ -158,8 +160,9 @@ def sandboxed(directory: Path, unit: configparser.ConfigParser) -> list[str]:
 def test_the_server_works_with_the_rights_of_the_unit(unit: configparser.ConfigParser, tmp_path: Path) -> None:
     archive = f"/var/lib/{unit['Service']['StateDirectory']}/archive"
     before = sandboxed(tmp_path, unit)
-    with server_process(Path(archive), "--local_socket=/tmp/socket", before=before) as server:
+    with server_process(Path(archive), "--local_socket=/tmp/socket", "--http_port=0", before=before) as server:
         use(f"grpc://127.0.0.1:{server.port}")
+        use_http(server)
         assert psutil.Process(server.pid).uids().effective == NOBODY
         assert server.stop() == 0
         assert not [line for line in server.lines if "warning" in line or "error" in line]
@@ -177,6 +180,15 @@ def use(endpoint: str) -> None:
         next(registry.watch("m"))
 
 
+def use_http(server: ServerProcess) -> None:
+    """Use a server as browsers and curl do: versions that are sent from files, and such that arrive."""
+    http = Http(int(server.wait_for_line(r"\bhttp_port[\"=: ]+(\d+)")[1]))
+    data = os.urandom(3 << 20)
+    assert http.ask("PUT", "/models/m/versions?archived", data).status == HTTPStatus.CREATED
+    assert http.get("/models/m/versions/latest/data").body == data
+    assert http.get("/models/m", {"Accept": "text/html"}).status == HTTPStatus.OK
+
+
 def test_the_unit_allows_every_system_call_that_the_server_makes(
     unit: configparser.ConfigParser, tmp_path: Path
 ) -> None:
@@ -185,8 +197,9 @@ def test_the_unit_allows_every_system_call_that_the_server_makes(
         pytest.skip("there is no systemd-analyze that knows the groups, or no strace that may trace")
     trace = tmp_path / "trace"
     follow = [strace, "-f", "-qq", "--signal=none", f"--output={trace}"]
-    with server_process(tmp_path / "archive", "--metrics_port=0", before=follow) as server:
+    with server_process(tmp_path / "archive", "--metrics_port=0", "--http_port=0", before=follow) as server:
         use(f"grpc://127.0.0.1:{server.port}")
+        use_http(server)
         [traced] = psutil.Process(server.pid).children()
         traced.send_signal(signal.SIGHUP)
         server.wait_for_line("rescanned the archive")
@@ -297,7 +310,7 @@ def test_the_image_installs_pinned_versions_as_the_makefile_does() -> None:
 def test_the_image_has_what_each_kind_of_server_needs() -> None:
     extras = tomllib.loads(_project())["project"]["optional-dependencies"]
     pinned = re.findall(r"^([\w.-]+)==", (ROOT / "requirements/serve.txt").read_text(), re.MULTILINE)
-    for extra in ("server", "oidc", "signatures", "bucket", "postgresql"):
+    for extra in ("server", "web", "oidc", "signatures", "bucket", "postgresql"):
         for need in extras[extra]:
             [name] = re.findall(r"^[\w-]+", need)
             assert name.lower() in pinned, need
@@ -311,9 +324,12 @@ def test_the_image_serves_as_an_unprivileged_user_with_its_settings() -> None:
     assert set(settings) <= VARIABLES
     assert loaded(**settings).archive_dir.startswith(f"{the('VOLUME').strip()}/")
     image = loaded(**settings)
-    assert [*map(int, the("EXPOSE").split())] == [image.port, image.metrics_port]
+    assert [*map(int, the("EXPOSE").split())] == [image.port, image.metrics_port, HTTP_PORT]
     assert the("STOPSIGNAL") == "SIGTERM"
 
+
+HTTP_PORT = 9080
+"""The port of the compose files and the manifests; the image alone does not serve HTTP."""
 
 METRICS_PORT = "COGMENT_MODEL_REGISTRY_METRICS_PORT"
 HOST = "COGMENT_MODEL_REGISTRY_HOST"

@@ -8,6 +8,7 @@ import re
 import time
 import warnings
 from collections.abc import Mapping
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,8 @@ from tests.mounts import needs_root
 from tests.pods import ONE, SEVERAL, Manifest, Pod, service_links
 from tests.processes import run, run_cogment
 from tests.waiting import wait_until
+from tests.web.http import Http
+from tests.web.test_encryption import trusting
 
 KUBERNETES = ("1.27", "1.31", "1.37")
 """Versions whose API the manifest is checked against: the oldest that clouds still run, one between, the newest."""
@@ -60,12 +63,14 @@ def test_the_manifest_is_valid_for_the_api_of_kubernetes(document: dict[str, Any
 @pytest.mark.parametrize("manifest", MANIFESTS)
 def test_the_objects_belong_to_the_same_pods(manifest: Manifest) -> None:
     labels = manifest.pod["metadata"]["labels"]
-    workload, service, policy = map(manifest.the, ("StatefulSet", "Service", "NetworkPolicy"))
+    workload, policy = map(manifest.the, ("StatefulSet", "NetworkPolicy"))
+    services = [document for document in manifest.documents if document["kind"] == "Service"]
     assert workload["spec"]["selector"]["matchLabels"] == labels
-    assert service["spec"]["selector"] == labels
+    assert all(service["spec"]["selector"] == labels for service in services)
     assert policy["spec"]["podSelector"]["matchLabels"] == labels
     manifest.the("Service", workload["spec"]["serviceName"])
-    targets = [port["targetPort"] for port in service["spec"]["ports"]]
+    targets = {port["targetPort"] for service in services for port in service["spec"]["ports"]}
+    assert targets == {"grpc", "http"}
     allowed = [port["port"] for rule in policy["spec"]["ingress"] for port in rule["ports"]]
     assert {*targets, *allowed} == {*manifest.ports}
     claims = [claim["metadata"]["name"] for claim in workload["spec"]["volumeClaimTemplates"]]
@@ -87,7 +92,11 @@ def test_the_pod_fits_the_image_and_the_server(manifest: Manifest) -> None:
     user = manifest.spec["securityContext"]
     assert f"USER {user['runAsUser']}:{user['runAsGroup']}\n" in image
     settings = settings_of(manifest)
-    assert {"grpc": settings.port, "metrics": settings.metrics_port} == manifest.ports
+    assert {"grpc": settings.port, "metrics": settings.metrics_port, "http": settings.http_port} == manifest.ports
+    # The socket between the process that serves HTTP and the server needs a directory that can be written.
+    [sockets] = [mount for mount in manifest.container["volumeMounts"] if mount["name"] == "sockets"]
+    [place] = [each["value"] for each in manifest.container["env"] if each["name"] == "TMPDIR"]
+    assert (sockets["mountPath"], sockets.get("readOnly", False)) == (place, False)
     paths = {mount["name"]: mount["mountPath"] for mount in manifest.container["volumeMounts"]}
     assert settings.audit_log == paths["audit"]
     assert settings.tls_certificate.startswith(f"{paths['tls']}/")
@@ -136,6 +145,7 @@ def test_the_pod_fits_the_restricted_standard(manifest: Manifest) -> None:
         "secret",
         "configMap",
         "projected",
+        "emptyDir",
     }
     assert not any("hostPort" in port for port in manifest.container["ports"])
     # Beyond the standard.
@@ -146,7 +156,9 @@ def test_the_pod_fits_the_restricted_standard(manifest: Manifest) -> None:
 @pytest.mark.parametrize("manifest", MANIFESTS)
 def test_no_variable_of_the_service_is_one_of_a_setting(manifest: Manifest) -> None:
     variables = {each.environment for kind in (Settings, DirectorySettings) for each in all_settings(kind)}
-    assert not {*service_links(manifest.the("Service"))} & variables
+    for service in manifest.documents:
+        if service["kind"] == "Service":
+            assert not {*service_links(service)} & variables
     # That is so because of the name.
     service = {**manifest.the("Service"), "metadata": {"name": "cogment-model-registry"}}
     assert {*service_links(service)} & variables == {"COGMENT_MODEL_REGISTRY_PORT"}
@@ -245,6 +257,9 @@ def test_the_pod_serves_with_the_rights_of_the_manifest(pod: Pod, authority: Aut
             pytest.raises(errors.UnauthenticatedError),
         ):
             nobody.list_models()
+        http = Http(pod.http_port, trusting(authority))
+        assert http.get("/readyz").status == HTTPStatus.OK
+        assert http.get("/api/v1/models").status == HTTPStatus.UNAUTHORIZED
         secret = in_container(pod, "token", "create", "--name=ops", "--scope=admin")
         in_container(
             pod, "token", "create", "--name=trainers", f"--subject={TRAINER}", "--scope=store:policy-*", "--scope=read"
@@ -254,6 +269,8 @@ def test_the_pod_serves_with_the_rights_of_the_manifest(pod: Pod, authority: Aut
             with ModelRegistry(endpoint, tls_ca=str(authority.certificate), token=token) as registry:
                 version = registry.store("policy-1", token.encode())
                 assert registry.retrieve("policy-1", version.number) == token.encode()
+            answer = http.with_token(token).get(f"/models/policy-1/versions/{version.number}/data")
+            assert (answer.status, answer.body) == (HTTPStatus.OK, token.encode())
         with (
             ModelRegistry(endpoint, tls_ca=str(authority.certificate), token=service_account_token()) as registry,
             pytest.raises(errors.PermissionDeniedError),

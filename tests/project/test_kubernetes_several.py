@@ -96,14 +96,20 @@ def test_servers_reach_each_other_by_names_that_a_certificate_can_have() -> None
 def test_the_policy_lets_servers_connect_to_each_other_and_to_what_they_share() -> None:
     policy = SEVERAL.the("NetworkPolicy")["spec"]
     peers = {"podSelector": LABELS}
-    assert peers in policy["ingress"][0]["from"]
+    assert {"from": [peers], "ports": [{"port": "grpc"}]} in policy["ingress"]
     assert {"to": [peers], "ports": [{"port": "grpc"}]} in policy["egress"]
     ports = {port["port"] for rule in policy["egress"] for port in rule["ports"]}
     assert ports == {"grpc", 53, 5432, 443}
     # Clients and Prometheus come from the same places as to one server.
     one = ONE.the("NetworkPolicy")["spec"]["ingress"]
-    assert policy["ingress"][0]["from"] == [*one[0]["from"], peers]
-    assert policy["ingress"][1:] == one[1:]
+    assert [rule for rule in policy["ingress"] if rule["from"] != [peers]] == one
+
+
+def test_browsers_keep_to_one_server() -> None:
+    service = SEVERAL.the("Service", "model-registry-http")["spec"]
+    assert service["sessionAffinity"] == "ClientIP"
+    assert [port["targetPort"] for port in service["ports"]] == ["http"]
+    assert "http" not in [port["targetPort"] for port in SEVERAL.the("Service")["spec"]["ports"]]
 
 
 # Three pods.

@@ -7,9 +7,11 @@ from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 from benchmarks.machine import Machine
 from benchmarks.scale_model import keeping, spreading, tables
+from benchmarks.scale_model.__main__ import main
 from benchmarks.scale_model.costs import costs
 from benchmarks.scale_model.figures import FILE, Figures, Measured, rows
 from benchmarks.scale_model.inputs import GIB, INPUTS, Inputs, Kept, Machines, Prices, Work
@@ -164,13 +166,15 @@ def test_a_run_is_read_as_it_was_written(tmp_path: Path) -> None:
 
 
 def scale_model(*arguments: str) -> str:
-    result = run(sys.executable, "-m", "benchmarks.scale_model", *arguments, cwd=ROOT, environment={"PYTHONPATH": ""})
-    assert result.returncode == 0, result.stderr
-    return result.stdout
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 0, result.output
+    return result.output
 
 
 def test_each_input_is_an_option_that_changes_the_tables() -> None:
-    usual = scale_model()
+    command = (sys.executable, "-m", "benchmarks.scale_model")
+    usual = run(*command, cwd=ROOT, environment={"PYTHONPATH": ""}).stdout
+    assert usual == scale_model()
     text = scale_model("--help")
     for part in INPUTS:
         for each in fields(part):

@@ -240,6 +240,39 @@ def test_a_file_that_changes_during_the_upload_is_noticed(tmp_path: Path, change
         list(source.blocks(MIB))
 
 
+def test_a_file_that_is_overwritten_during_the_upload_is_noticed(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"x" * 1000)
+    os.utime(tmp_path / "file", (1, 1))
+    source = PackedFolder(Folder(tmp_path))
+    before = list(source.blocks(MIB))
+    assert list(source.blocks(MIB)) == before
+    with (tmp_path / "file").open("r+b") as file:  # the same file, of the same size
+        file.write(b"y")
+    with pytest.raises(errors.InvalidError, match="changed while its folder was uploaded"):
+        list(source.blocks(MIB))
+
+
+def test_hidden_files_and_empty_folders_are_packed(tmp_path: Path) -> None:
+    root = tmp_path / "source"
+    (root / ".hidden/.empty").mkdir(parents=True)
+    (root / ".hidden/.file").write_text("x")
+    (root / ".empty_file").touch()
+    unpack(packed(root), tmp_path / "target")
+    assert sorted(contents(tmp_path / "target")) == [".empty_file", ".hidden", ".hidden/.empty", ".hidden/.file"]
+
+
+def test_the_umask_changes_no_byte_and_applies_to_what_is_unpacked(folder: Path, tmp_path: Path) -> None:
+    data = packed(folder)
+    before = os.umask(0o077)
+    try:
+        unpack(data, tmp_path / "target")
+    finally:
+        os.umask(before)
+    assert packed(tmp_path / "target") == data
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "target").rglob("*")}
+    assert (modes["weights.bin"], modes["run.sh"], modes["sub"]) == (0o600, 0o700, 0o700)
+
+
 def test_a_large_file_is_read_in_blocks_and_needs_no_memory(tmp_path: Path) -> None:
     with open(tmp_path / "sparse", "wb") as file:
         file.truncate(20 * 2**30)
@@ -423,6 +456,30 @@ def _with_size(size_bytes: int) -> bytes:
     return bytes(data)
 
 
+def _checked(header: bytearray) -> bytes:
+    """Return a header with a checksum that fits, so that its other fields are looked at."""
+    total = 256 + sum(header[:148]) + sum(header[156:512])
+    header[148:156] = b"%06o\0 " % total
+    return bytes(header)
+
+
+def _with_prefix(prefix: bytes) -> bytes:
+    data = bytearray(archive_of((member("escaped"), b"x")))
+    data[345 : 345 + len(prefix)] = prefix
+    return _checked(data[:512]) + bytes(data[512:])
+
+
+def _with_two_extensions() -> bytes:
+    data = archive_of((member("file", pax={"path": "a"}), b"x"))
+    return data[:1024] + data
+
+
+def _not_utf_8() -> bytes:
+    data = bytearray(archive_of((member("file"), b"x")))
+    data[3] = 0xFF
+    return _checked(data[:512]) + bytes(data[512:])
+
+
 HOSTILE = {
     "absolute": archive_of((member("/tmp/escaped"), b"x")),
     "above": archive_of((member("../escaped"), b"x")),
@@ -453,6 +510,17 @@ HOSTILE = {
     "negative by PAX": archive_of((member("file", pax={"size": "-512"}), b"x")),
     "negative length of PAX": archive_of((member("file", pax={"path": "x"}), b"")).replace(b"9 path=x\n", b"-9 path=x"),
     "no text of PAX": archive_of((member("file", pax={"path": "xx"}), b"")).replace(b"path=xx", b"path=\xff\xff"),
+    "new line by PAX": archive_of((member("file", pax={"path": "a\nb"}), b"x")),
+    "nothing by PAX": archive_of((member("file", pax={"path": ""}), b"x")),
+    "not UTF-8": _not_utf_8(),
+    "above, by the prefix of ustar": _with_prefix(b".."),
+    "absolute, by the prefix of ustar": _with_prefix(b"/tmp"),
+    "device of Windows": archive_of((member("NUL.txt"), b"x")),
+    "stream of Windows": archive_of((member("file:stream"), b"x")),
+    "in two compositions": archive_of((member("ü"), b"x"), (member("u\u0308"), b"y")),
+    "too deep": archive_of(*(member("/".join(["d" * 100] * depth), tarfile.DIRTYPE) for depth in range(1, 12))),
+    "huge extension": archive_of((member("file", pax={"path": "x" * 20_000}), b"x")),
+    "two extensions": _with_two_extensions(),
     "compressed": b"\x1f\x8b" + bytes(510) + archive_of(member("a", tarfile.DIRTYPE)),
     "no end": archive_of((member("file"), b"x"))[:1024],
     "half a header": archive_of((member("file"), b"x"))[:300],
@@ -539,9 +607,8 @@ def test_a_damaged_archive_never_leads_out_of_its_folder(trees: Path, data: st.D
     fixed = data.draw(st.booleans())
     for start in range(0, len(damaged) - 512, 512) if fixed else ():
         block = damaged[start : start + 512]
-        if block[257:262] == b"ustar":  # let the checksum fit, so that what was changed is looked at
-            total = 256 + sum(block[:148]) + sum(block[156:])
-            damaged[start + 148 : start + 156] = b"%06o\0 " % total
+        if block[257:262] == b"ustar":
+            damaged[start : start + 512] = _checked(block)
     place = trees / str(number)
     place.mkdir(exist_ok=True)
     before = set(os.listdir(place))

@@ -22,7 +22,7 @@ from cogment_model_registry.storage.bucket.objects import Objects
 from cogment_model_registry.storage.bucket.opening import open_objects
 from cogment_model_registry.storage.bucket.probe import probe
 from cogment_model_registry.storage.bucket.translation import ObjectExists
-from cogment_model_registry.storage.bucket.uploads import PART_BYTES
+from cogment_model_registry.storage.bucket.uploads import PART_BYTES, BucketUpload
 from cogment_model_registry.testing.archive import remove
 from cogment_model_registry.testing.bytes import describe, keep, read, read_chunks
 from tests.object_proxy import Mode, object_proxy
@@ -430,6 +430,10 @@ async def test_a_store_over_a_broken_network_is_never_torn(object_store: S3Serve
         info = describe("m", 2, large, True)
         async with await archive.open_upload("m", len(large)) as upload:
             await upload.write(memoryview(large)[: 10 * MIB])
+            assert isinstance(upload, BucketUpload)
+            sending = upload._sending
+            if mode is Mode.STALL:  # what the patient store has begun to send would stall for all of its time
+                await until(lambda: not sending)
             await proxy.set_mode(mode)
             objects._store = objects._small = hasty
             with pytest.raises(UnavailableError):

@@ -3,6 +3,7 @@
 import os
 import signal
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -34,18 +35,19 @@ sys.stdin.read()
 
 
 @pytest.fixture
-def open_directory() -> "tempfile.TemporaryDirectory[str]":
+def open_directory() -> Iterator[str]:
     """A directory that the user of PostgreSQL may enter, unlike those of tests."""
-    return tempfile.TemporaryDirectory(prefix="guarded-", ignore_cleanup_errors=True)
+    with tempfile.TemporaryDirectory(prefix="guarded-", ignore_cleanup_errors=True) as place:
+        yield place
 
 
 @pytest.mark.parametrize("is_guardian_killed", [False, True])
 def test_postgresql_and_the_object_store_end_when_the_tests_are_killed(
-    tmp_path: Path, open_directory: "tempfile.TemporaryDirectory[str]", is_guardian_killed: bool
+    tmp_path: Path, open_directory: str, is_guardian_killed: bool
 ) -> None:
     object_store_program()
     postgres_program("postgres")
-    with open_directory as place, started(_SCRIPT, place, str(tmp_path)) as process:
+    with started(_SCRIPT, open_directory, str(tmp_path)) as process:
         assert process.stdout
         assert process.stdout.readline() == "started\n"
         below = psutil.Process(process.pid).children(recursive=True)

@@ -24,6 +24,7 @@ from random import Random
 import psutil
 import structlog
 
+from tests.processes import end_preloaded
 from tests.torture.proof import Figures, Proof
 from tests.torture.proofs import PROOFS
 
@@ -159,6 +160,7 @@ def main() -> int:
             print(f"{proof.name}: skipped on this machine: {reason}")
         elif not prove(proof, Progress.load(proof)):
             broken.append(proof.name)
+    end_preloaded()
     print(f"\nOn {machine()}:\n\n{table(map(row, options.proofs))}")
     if options.write:
         write_page()

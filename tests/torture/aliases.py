@@ -248,7 +248,7 @@ PROOF = Proof(
     promise="One of many writers wins each revision of an alias, no move is lost, and all replies agree",
     attempt=attempt,
     unit="moves",
-    short=200,
+    short=80,
     long=64_000,
     batch=16_000,
 )

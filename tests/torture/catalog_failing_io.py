@@ -34,8 +34,8 @@ from tests.torture.watched_sqlite import FULL, IOERR, WatchedSQLite
 
 SETTINGS = Settings(cache_max_bytes=64 * MIB, grace_seconds=0)
 OPERATIONS_MAX = 200
-SHORT_STEP = 3
-"""The short form lets every third operation fail, starting at a random one."""
+SHORT_STEP = 8
+"""The short form lets every eighth operation fail, starting at a random one."""
 
 UNAVAILABLE, EXHAUSTED = grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED
 

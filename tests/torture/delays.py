@@ -136,7 +136,7 @@ PROOF = Proof(
     promise="Searches, promotions and moves of aliases do not delay calls on other models",
     attempt=attempt,
     unit="seconds",
-    short=3,
+    short=2,
     long=60,
     batch=20,
 )

@@ -717,7 +717,7 @@ PROOF_MESSAGES = Proof(
     promise="No message from a client is answered with UNKNOWN, INTERNAL or UNAVAILABLE",
     attempt=send_messages,
     unit="calls",
-    short=800,
+    short=400,
     long=1_000_000,
     batch=50_000,
 )
@@ -727,7 +727,7 @@ PROOF_DECODING = Proof(
     promise="Decoders refuse malformed input, and agree with protobuf on everything else",
     attempt=decode_inputs,
     unit="inputs",
-    short=6_000,
+    short=2_000,
     long=1_000_000,
     batch=250_000,
     missing=atheris_missing,

@@ -604,7 +604,7 @@ PROOF_TOKENS = Proof(
     promise="No credential is accepted that should not be, and none allows more than its scopes say",
     attempt=show_credentials,
     unit="credentials",
-    short=600,
+    short=300,
     long=100_000,
     batch=20_000,
 )
@@ -614,7 +614,7 @@ PROOF_SCOPES = Proof(
     promise="Scopes are read and matched as documented, whatever their text",
     attempt=read_scopes,
     unit="texts",
-    short=3_000,
+    short=1_000,
     long=100_000,
     batch=20_000,
 )

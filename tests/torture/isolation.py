@@ -488,7 +488,7 @@ PROOF = Proof(
     promise="Readers see complete versions, of the right model, and the latest one, while others evict and delete",
     attempt=attempt,
     unit="seconds",
-    short=4,
+    short=2,
     long=60,
     batch=20,
 )

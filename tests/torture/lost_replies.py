@@ -292,7 +292,7 @@ PROOF = Proof(
     promise="An upload that is repeated because its reply was lost creates one version",
     attempt=attempt,
     unit="uploads",
-    short=100,
+    short=40,
     long=10_000,
     batch=10_000,
 )

@@ -40,7 +40,7 @@ def attempt(place: Path, rounds: int, random: Random, figures: Figures) -> None:
 async def _attempt(place: Path, kind: str, random: Random, figures: Figures) -> None:
     flags = [f"--cache_max_bytes={BUDGET_BYTES}", f"--upload_idle_seconds={IDLE_SECONDS}"]
     flags += [f"--retrieval_idle_seconds={IDLE_SECONDS}"]
-    with server_process(place, *flags) as server:
+    with server_process(place, *flags, is_new=True) as server:
         async with _channels(server.port) as clients, connected(server.port) as good:
             await good.create_model("m")
             peak = await _peak_while(server, _KINDS[kind](clients, good, random, figures))

@@ -183,7 +183,7 @@ PROOF = Proof(
     promise="A watch of every version sends nothing twice, and skips nothing without a gap, whatever happens",
     attempt=attempt,
     unit="reconnections",
-    short=200,
+    short=80,
     long=10_000,
     batch=10_000,
 )

@@ -102,7 +102,7 @@ PROOF = Proof(
     promise="A thousand watchers that read nothing use bounded memory and delay no other client",
     attempt=attempt,
     unit="versions",
-    short=6,
+    short=3,
     long=1_000,
     batch=200,
 )

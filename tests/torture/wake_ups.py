@@ -260,7 +260,7 @@ PROOF = Proof(
     promise="No wake-up is lost: every watcher is notified of the latest version, and of the deletion of its model",
     attempt=attempt,
     unit="races",
-    short=150,
+    short=60,
     long=10_000,
     batch=1_000,
 )

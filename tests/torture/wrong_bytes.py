@@ -375,7 +375,7 @@ PROOF = Proof(
     promise="Wrong bytes are never served as valid, whatever changes in the archive, at any time",
     attempt=attempt,
     unit="cases of damage",
-    short=24,
+    short=12,
     long=1000,
     batch=100,
 )

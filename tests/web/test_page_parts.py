@@ -1,9 +1,11 @@
 """What the pages are made of, without a browser: texts, rights, tensors, rows and what open pages are sent."""
 
 import asyncio
+import contextlib
 import json
 import math
 from collections import Counter
+from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -48,6 +50,7 @@ from cogment_model_registry.web.pages.version_changes import changed_notes
 from cogment_model_registry.web.registries import Caller, Registry
 from cogment_model_registry.web.state import State
 from cogment_model_registry.wire.forwarding import Description
+from cogment_model_registry.wire.watching import Reply
 from tests.waiting import PATIENCE_SECONDS
 from tests.web.http import Http, HttpServer, http_server
 
@@ -353,7 +356,8 @@ async def test_fifty_first_pages_cost_what_one_costs(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(live, "_LIST_SECONDS", 3600.0)  # the pause after the first look
     state = State(WebOptions(socket_path="", descriptors=()), Registry("unused"))
     feeds = install(state)
-    pages = [feeds.events(Caller("ipv4:127.0.0.1:1"), live.Subject()) for _ in range(50)]
+    rights = Description("a caller without a token", "anonymous", ("read",))
+    pages = [feeds.events(Caller(f"ipv4:10.0.0.{number}:1"), rights, live.Subject()) for number in range(50)]
     try:
         for page in pages:
             assert await anext(page) == "retry: 2000\n\n"
@@ -366,6 +370,60 @@ async def test_fifty_first_pages_cost_what_one_costs(monkeypatch: pytest.MonkeyP
             await page.aclose()
         await feeds.close()
         await state.registry.close()
+
+
+async def test_pages_of_callers_with_other_rights_share_nothing() -> None:
+    state = State(WebOptions(socket_path="", descriptors=()), Registry("unused"))
+    feeds = install(state)
+    caller = Caller("ipv4:127.0.0.1:1")
+    rights = [
+        Description("a", "token", ("read",)),
+        Description("b", "token", ("read",)),
+        Description("a", "subject", ("read",)),
+        Description("a", "token", ("read:walker",)),
+    ]
+    pages = [feeds.events(caller, each, live.Subject("walker")) for each in [*rights, rights[0]]]
+    for page in pages:
+        await anext(page)
+    assert len(feeds._feeds) == len(rights)
+    for page in pages:
+        await page.aclose()
+    await feeds.close()
+    await state.registry.close()
+
+
+async def test_a_page_reads_one_change_of_a_busy_model_and_no_more_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    replies = iter(
+        [
+            Reply("1", None),
+            Reply("2", Version("walker", 7, 0, True, "", 1)),
+            Reply("3", Version("walker", 8, 0, True, "", 1)),
+        ]
+    )
+    requested: list[str] = []
+
+    class Stream:
+        async def read(self) -> bytes:
+            return b"a reply"
+
+    @contextlib.asynccontextmanager
+    async def streaming(*_arguments: object, **_options: object) -> AsyncIterator[Stream]:
+        yield Stream()
+
+    def watch_request(_models: object, token: str, **_options: object) -> bytes:
+        requested.append(token)
+        return b""
+
+    monkeypatch.setattr(live, "streaming", streaming)
+    monkeypatch.setattr("cogment_model_registry.wire.watching.watch_request", watch_request)
+    monkeypatch.setattr("cogment_model_registry.wire.watching.decode_reply", lambda _message: next(replies))
+    state = State(WebOptions(socket_path="", descriptors=()), Registry("unused"))
+    install(state)
+    source = live._Source(state, Feed(), live.Subject("walker"), lambda seconds: seconds)
+    assert await source._changed_after("0") == "2"
+    assert await source._changed_after("2") == "3"
+    assert requested == ["0", "2"]
+    await state.registry.close()
 
 
 def test_scopes_say_what_the_pages_offer() -> None:

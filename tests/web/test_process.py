@@ -4,6 +4,7 @@ import contextlib
 import http.client
 import os
 import signal
+import socket
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -13,6 +14,8 @@ import psutil
 import pytest
 
 from cogment_model_registry.errors import StartError
+from cogment_model_registry.server.forwarded_calls import socket_path
+from cogment_model_registry.server.http_metrics import HttpMetrics
 from cogment_model_registry.server.web_process import WebProcess
 from cogment_model_registry.settings import Settings
 from tests import processes
@@ -104,7 +107,7 @@ def test_a_port_in_use_fails_the_start_in_one_line(tmp_path: Path) -> None:
 def test_without_its_extra_a_start_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cogment_model_registry.server.web_process.find_spec", lambda _name: None)
     with pytest.raises(StartError, match=r"uvicorn: pip install 'cogment-model-registry\[server,web\]'"):
-        WebProcess(Settings(http_port=free_port(), host="127.0.0.1"), "/nowhere")
+        WebProcess(Settings(http_port=free_port(), host="127.0.0.1"), "/nowhere", HttpMetrics("registry"))
 
 
 def test_the_port_of_each_address_of_a_host_is_the_same(tmp_path: Path) -> None:
@@ -140,3 +143,74 @@ def test_a_socket_that_a_killed_server_left_is_removed_and_that_of_a_living_one_
         with http_server(tmp_path / "c", environment=environment) as third:
             assert sockets() == {str(living.process.pid), str(third.process.pid)}
             assert living.http.get("/readyz").status == 200
+
+
+def _refused(tmp_path: Path, **environment: str) -> str:
+    """Return why a server does not start with HTTP."""
+    command = [sys.executable, "-m", "cogment_model_registry", "services", "model_registry", "--port=0"]
+    flags = ["--host=127.0.0.1", f"--archive_dir={tmp_path / 'archive'}", "--http_port=0", "--local_socket=off"]
+    result = run(*command, *flags, environment=environment)
+    assert result.returncode == 3, result.stderr
+    (line,) = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    return line
+
+
+def test_a_path_of_the_socket_that_is_too_long_fails_the_start_with_what_to_set(tmp_path: Path) -> None:
+    deep = tmp_path / ("x" * 120)
+    deep.mkdir()
+    line = _refused(tmp_path, XDG_RUNTIME_DIR=str(deep))
+    assert f"http_port needs a UNIX socket, and its path {deep}/" in line
+    assert line.endswith("set the variable XDG_RUNTIME_DIR to a directory with a shorter path")
+    line = _refused(tmp_path, XDG_RUNTIME_DIR=str(tmp_path / "absent"), TMPDIR=str(deep))
+    assert line.endswith("set the variable TMPDIR to a directory with a shorter path")
+
+
+def test_the_longest_path_of_the_socket_is_one_that_the_system_takes(runtime_directory: Path, tmp_path: Path) -> None:
+    free = 107 - len(f"{runtime_directory}//cogment-model-registry/{os.getpid()}-12345678.http")
+    place = runtime_directory / ("x" * free)
+    place.mkdir()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_RUNTIME_DIR", str(place))
+        with socket_path() as path, socket.socket(socket.AF_UNIX) as listener:
+            assert len(path) == 107
+            listener.bind(path)
+        place.rename(runtime_directory / ("x" * (free + 1)))
+        patch.setenv("XDG_RUNTIME_DIR", str(runtime_directory / ("x" * (free + 1))))
+        with pytest.raises(StartError, match="108 bytes, more than the 107"), socket_path():
+            pass
+
+
+def test_a_directory_of_the_socket_that_cannot_be_made_fails_the_start_with_what_to_set(tmp_path: Path) -> None:
+    runtime = tmp_path / "run"
+    runtime.mkdir()
+    (runtime / "cogment-model-registry").write_text("in the way")
+    line = _refused(tmp_path, XDG_RUNTIME_DIR=str(runtime))
+    assert f"{runtime}/cogment-model-registry is not a directory that belongs to this user alone" in line
+    assert line.endswith("set the variable XDG_RUNTIME_DIR to a directory in which this user may create one")
+
+
+def test_a_directory_of_the_socket_that_cannot_be_written_fails_the_start_with_what_to_set(
+    runtime_directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(runtime_directory))
+    with socket_path() as path:
+        directory = os.path.dirname(path)
+    monkeypatch.setattr("os.access", lambda place, _mode: place != directory)  # as on a read-only file system
+    with (
+        pytest.raises(StartError, match=f"{directory} is not writable.*set the variable XDG_RUNTIME_DIR"),
+        socket_path(),
+    ):
+        pass
+
+
+def test_a_stop_that_ends_requests_in_progress_logs_no_error(tmp_path: Path) -> None:
+    with (
+        http_server(tmp_path / "archive", "--grace_seconds=1") as server,
+        contextlib.closing(server.http.connect()) as connection,
+    ):
+        assert server.http.ask("PUT", "/models/policy/versions", bytes(64 * 1024 * 1024)).status == 201
+        connection.request("GET", "/models/policy/versions/1/data")
+        assert connection.getresponse().status == 200  # and nothing more is read
+        assert server.process.stop() == 0
+        assert not [line for line in server.process.lines if "error" in line or "Traceback" in line]
+        assert [line for line in server.process.lines if "stopping ended requests in progress" in line]

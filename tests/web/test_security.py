@@ -19,10 +19,11 @@ from starlette.types import Message, Receive, Scope, Send
 from cogment_model_registry.client.calls import method_path
 from cogment_model_registry.errors import UnavailableError
 from cogment_model_registry.web.login import local_path
+from cogment_model_registry.web.logins import RETRY_SECONDS, TRIES, Logins
 from cogment_model_registry.web.registries import Caller, Registry, current
-from cogment_model_registry.web.security import Security, is_own_host
+from cogment_model_registry.web.security import Security, is_own_host, session_id_of
 from cogment_model_registry.web.serving import HEAD_SECONDS
-from cogment_model_registry.web.sessions import IDLE_SECONDS, LONGEST_SECONDS, Sessions
+from cogment_model_registry.web.sessions import IDLE_SECONDS, LONGEST_SECONDS, OWN_SESSIONS_MAX, Sessions
 from cogment_model_registry.wire import forwarding, messages
 from tests.processes import run_cogment
 from tests.waiting import PATIENCE_SECONDS, wait_until
@@ -74,7 +75,6 @@ def test_configured_names_are_accepted(tmp_path: Path) -> None:
     [
         {"Origin": "http://evil.example"},
         {"Origin": "null"},
-        {"Origin": "https://127.0.0.1:{port}"},
         {"Origin": "http://127.0.0.1"},
         {"Sec-Fetch-Site": "cross-site"},
         {"Sec-Fetch-Site": "same-site"},
@@ -151,11 +151,69 @@ def test_a_log_in_leads_to_a_path_of_this_server(text: str, path: str) -> None:
     assert local_path(text) == path
 
 
+def test_a_form_of_an_encrypted_page_of_the_same_host_is_accepted_since_a_proxy_may_have_sent_it(http: Http) -> None:
+    origin = {"Host": "localhost", "Origin": "https://localhost"}
+    assert http.form("/logout", "", origin).status == HTTPStatus.SEE_OTHER
+    assert http.form("/logout", "", {**origin, "Host": "localhost:1"}).status == HTTPStatus.FORBIDDEN
+
+
+def test_a_login_through_a_proxy_that_ends_the_encryption_has_a_cookie_for_encrypted_pages(tmp_path: Path) -> None:
+    archive = tmp_path / "archive"
+    with http_server(archive, "--anonymous=nothing", "--http_hosts=registry.example") as server:
+        http, host = server.http, {"Host": "registry.example"}
+        secret = _token(archive, "reader", "read")
+        answer = http.form("/login", f"token={secret}", {**host, "Origin": "https://registry.example"})
+        assert answer.headers["set-cookie"].startswith("__Host-registry-session=")
+        assert "Secure" in answer.headers["set-cookie"]
+        (cookie,) = answer.cookies.values()
+        assert http.get("/api/v1/models", {**host, "Cookie": cookie}).status == HTTPStatus.OK
+        origin = {"Origin": "https://registry.example", "Cookie": cookie}
+        assert "__Host-registry-session=" in http.form("/logout", "", {**host, **origin}).headers["set-cookie"]
+        assert http.get("/api/v1/models", {**host, "Cookie": cookie}).status == HTTPStatus.UNAUTHORIZED
+
+
+def test_two_registries_on_a_host_have_cookies_of_their_own(tmp_path: Path) -> None:
+    archives = tmp_path / "a", tmp_path / "b"
+    with http_server(archives[0], "--anonymous=nothing") as one, http_server(archives[1], "--anonymous=nothing") as two:
+        jar: dict[str, str] = {}
+        for server, archive in ((one, archives[0]), (two, archives[1])):
+            answer = server.http.form("/login", f"token={_token(archive, 'reader', 'read')}")
+            jar |= answer.cookies
+        cookies = "; ".join(jar.values())  # browsers send the cookies of a host to all its ports
+        for server in (one, two):
+            assert server.http.get("/api/v1/models", {"Cookie": cookies}).status == HTTPStatus.OK
+
+
+def test_the_cookie_has_the_port_to_which_the_browser_connects(http: Http) -> None:
+    for host, name in (
+        ("localhost:8123", "registry-session-8123"),
+        ("[::1]:8123", "registry-session-8123"),
+        ("[::1]", "registry-session"),
+        ("localhost", "registry-session"),
+    ):
+        answer = http.form("/logout", "", {"Host": host, "Origin": f"http://{host}"})
+        assert answer.headers["set-cookie"].partition("=")[0] == name, host
+
+
+def test_over_tls_only_a_cookie_counts_that_was_set_over_tls() -> None:
+    def found(scheme: str, cookie: str) -> str:
+        headers = [(b"host", b"registry.example"), (b"cookie", cookie.encode())]
+        return session_id_of({"type": "http", "scheme": scheme, "headers": headers})
+
+    plain, bound = "registry-session=plain", "__Host-registry-session=bound"
+    assert [found("https", plain), found("https", bound), found("https", f"{plain}; {bound}")] == ["", "bound", "bound"]
+    assert [found("http", plain), found("http", bound), found("http", f"{plain}; {bound}")] == [
+        "plain",
+        "bound",
+        "bound",
+    ]
+
+
 def test_a_session_that_ends_ends_its_streams(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cogment_model_registry.web.sessions._SESSIONS_MAX", 2)
+    monkeypatch.setattr("cogment_model_registry.web.sessions.SESSIONS_MAX", 2)
     now = 0.0
     sessions = Sessions(lambda: now)
-    first, second = sessions.begin("a"), sessions.begin("b")
+    first, second = sessions.begin("a", "token:a"), sessions.begin("b", "token:b")
     ended = [asyncio.Event() for _ in range(5)]
     with (
         sessions.streaming(first, ended[0]),
@@ -168,30 +226,108 @@ def test_a_session_that_ends_ends_its_streams(monkeypatch: pytest.MonkeyPatch) -
         sessions.end(first)
         assert [event.is_set() for event in ended] == [True, True, False, False, True]
         assert not sessions.is_live(first)
-        sessions.begin("c")
-        sessions.begin("d")  # for which the least recently used one ends
+        sessions.begin("c", "token:c")
+        sessions.begin("d", "token:d")  # for which the least recently used one ends
         assert ended[2].is_set()
-    third = sessions.begin("e")
+    third = sessions.begin("e", "token:e")
     now = IDLE_SECONDS * 0.9
     assert sessions.is_live(third)
     now = IDLE_SECONDS * 1.1
     assert not sessions.is_live(third)  # to look is no use
 
 
-def test_sessions_end_when_idle_when_old_and_when_there_are_too_many(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cogment_model_registry.web.sessions._SESSIONS_MAX", 2)
+def test_sessions_end_when_idle_and_when_old() -> None:
     now = 0.0
     sessions = Sessions(lambda: now)
-    first, second = sessions.begin("a"), sessions.begin("b")
+    first, second = sessions.begin("a", "token:a"), sessions.begin("b", "token:b")
     assert (sessions.token_of(first), sessions.token_of(second), sessions.token_of("x")) == ("a", "b", None)
-    third = sessions.begin("c")
-    assert (sessions.token_of(first), sessions.token_of(second), len(sessions)) == (None, "b", 2)
     while now < LONGEST_SECONDS:
-        assert sessions.token_of(third) == "c"
+        assert sessions.token_of(first) == "a"
         now += IDLE_SECONDS
-    assert sessions.token_of(third) is None  # it was used all the time
+    assert sessions.token_of(first) is None  # it was used all the time
     assert sessions.token_of(second) is None
     assert len(sessions) == 0
+    sessions.begin("c", "token:c")
+    now += IDLE_SECONDS + 1
+    assert len(sessions) == 0  # although nobody has asked for it
+
+
+def test_sessions_of_one_identity_end_before_those_of_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cogment_model_registry.web.sessions.OWN_SESSIONS_MAX", 3)
+    monkeypatch.setattr("cogment_model_registry.web.sessions.SESSIONS_MAX", 5)
+    sessions = Sessions()
+    other = sessions.begin("other", "token:other")
+    own = [sessions.begin("own", "token:own") for _ in range(3)]
+    assert sessions.token_of(own[0]) == "own"  # so it is not the least recently used one
+    own += [sessions.begin("own", "token:own") for _ in range(10)]
+    assert sessions.token_of(other) == "other"
+    assert [sessions.token_of(each) for each in own[-3:]] == ["own"] * 3
+    assert [each for each in own[:-3] if sessions.token_of(each)] == []
+    assert len(sessions) == 4
+    third = sessions.begin("third", "token:third")
+    newest = sessions.begin("fourth", "token:fourth")  # there are too many of all: whoever has the most loses one
+    assert [sessions.token_of(each) for each in (other, third, newest)] == ["other", "third", "fourth"]
+    assert sessions.token_of(own[-3]) is None
+    assert len(sessions) == 5
+
+
+def test_attempts_to_log_in_come_back_with_time_and_each_host_has_its_own() -> None:
+    now = 0.0
+    logins = Logins(lambda: now)
+    assert [logins.take("10.0.0.1") for _ in range(TRIES + 1)] == [True] * TRIES + [False]
+    assert logins.wait_seconds("10.0.0.1") == pytest.approx(RETRY_SECONDS)
+    assert logins.take("10.0.0.2")
+    logins.give_back("10.0.0.2")
+    assert logins.wait_seconds("10.0.0.2") == 0.0
+    assert len(logins) == 1  # a host whose tokens are valid takes no memory
+    now += RETRY_SECONDS
+    assert [logins.take("10.0.0.1"), logins.take("10.0.0.1")] == [True, False]
+    assert all(logins.take(f"2001:db8::{index:x}") for index in range(TRIES))
+    assert not logins.take("2001:db8::ffff")  # within a /64 network, a host chooses its address
+    assert logins.take("2001:db8:0:1::1")
+
+
+def test_memory_for_hosts_that_try_tokens_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cogment_model_registry.web.logins._HOSTS_MAX", 3)
+    logins = Logins()
+    for index in range(10):
+        assert logins.take(f"10.0.0.{index}")
+    assert len(logins) == 3
+
+
+def test_a_host_that_tries_tokens_has_to_wait_and_locks_nobody_out(tmp_path: Path) -> None:
+    archive = tmp_path / "archive"
+    with http_server(archive, "--anonymous=nothing") as server:
+        http = server.http
+        secret = _token(archive, "reader", "read")
+        (before,) = http.form("/login", f"token={secret}").cookies.values()
+        statuses = [http.form("/login", f"token={index:043}").status for index in range(TRIES)]
+        assert statuses == [HTTPStatus.FORBIDDEN] * TRIES
+        limited = http.form("/login", f"token={'x' * 43}")
+        assert limited.status == HTTPStatus.TOO_MANY_REQUESTS
+        assert "try again in" in limited.text
+        assert 1 <= int(limited.headers["retry-after"]) <= RETRY_SECONDS
+        # Others have the same address, behind a proxy or a router.
+        again = http.form("/login", f"token={secret}")
+        assert again.status == HTTPStatus.SEE_OTHER
+        assert http.get("/api/v1/models", {"Cookie": before}).status == HTTPStatus.OK
+        assert http.with_token(secret).get("/api/v1/models").status == HTTPStatus.OK
+        # A new token is known as soon as anybody has used it.
+        new = _token(archive, "new", "read")
+        wait_until(lambda: http.form("/login", f"token={new}").status == HTTPStatus.SEE_OTHER)
+
+
+def test_somebody_who_logs_in_again_and_again_ends_only_own_sessions(tmp_path: Path) -> None:
+    archive = tmp_path / "archive"
+    with http_server(archive, "--anonymous=nothing") as server:
+        tokens = [_token(archive, name, "read") for name in ("patient", "busy")]
+        (patient,) = server.http.form("/login", f"token={tokens[0]}").cookies.values()
+        busy = [
+            next(iter(server.http.form("/login", f"token={tokens[1]}").cookies.values()))
+            for _ in range(OWN_SESSIONS_MAX + 1)
+        ]
+        statuses = [server.http.get("/api/v1/models", {"Cookie": each}).status for each in (patient, *busy[:2])]
+        assert statuses == [HTTPStatus.OK, HTTPStatus.UNAUTHORIZED, HTTPStatus.OK]
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import hashlib
 import shutil
 import socket
 import subprocess
-from contextlib import closing
+from contextlib import ExitStack, closing
 from http import HTTPStatus
 from pathlib import Path
 
@@ -153,6 +153,27 @@ def test_an_uploader_that_sends_nothing_is_answered_and_leaves_nothing(tmp_path:
         for _ in range(5):
             assert server.http.ask("PUT", VERSIONS, LARGE).status == HTTPStatus.CREATED
         wait_until(lambda: child.num_threads() <= threads + 4, child.num_threads)
+
+
+def _sent_whole(http: Http, body: bytes, header: str) -> bytes:
+    """Return the status line of an answer that is read only after the whole body was sent, as many clients do."""
+    with socket.create_connection(("127.0.0.1", http.port), PATIENCE_SECONDS) as connection:
+        connection.sendall(f"PUT {VERSIONS} HTTP/1.1\r\nHost: localhost\r\n{header}\r\n\r\n".encode() + body)
+        return connection.recv(12)
+
+
+def test_a_refused_upload_is_answered_although_its_body_is_sent(http: Http, registry: ModelRegistry) -> None:
+    chunked = b"%x\r\n%b\r\n0\r\n\r\n" % (len(LARGE), LARGE)
+    assert _sent_whole(http, chunked, "Transfer-Encoding: chunked") == b"HTTP/1.1 411"
+    size = f"Content-Length: {len(LARGE)}"
+    assert _sent_whole(http, LARGE, f"{size}\r\nOrigin: http://evil.example") == b"HTTP/1.1 403"
+    with ExitStack() as stack:
+        for _ in range(64):
+            waiting = stack.enter_context(socket.create_connection(("127.0.0.1", http.port), PATIENCE_SECONDS))
+            waiting.sendall(f"PUT {VERSIONS} HTTP/1.1\r\nHost: localhost\r\n{size}\r\n\r\nx".encode())
+        wait_until(lambda: registry.status()["uploads"] == "64")
+        assert _sent_whole(http, LARGE, size) == b"HTTP/1.1 503"
+    wait_until(lambda: registry.status()["uploads"] == "0")
 
 
 def test_a_version_that_does_not_fit_is_refused(tmp_path: Path) -> None:

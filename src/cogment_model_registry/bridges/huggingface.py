@@ -6,6 +6,7 @@ or reaches the Hub. `from_pretrained` also reads a plain folder, so `ModelRegist
 """
 
 import base64
+import errno
 import hashlib
 import os
 import re
@@ -19,7 +20,11 @@ from cogment_model_registry.errors import InvalidError, quoted
 
 REPOSITORY_KEY = "huggingface.repository"
 REVISION_KEY = "huggingface.revision"
-"""The entries of `user_data` that say where a version comes from."""
+FILES_KEY = "huggingface.files"
+"""The entries of `user_data` that say where a version comes from; the last one is a digest of the names of its files.
+
+A snapshot may have only some files of its commit, and get others later.
+"""
 
 _COMMIT = re.compile("[0-9a-f]{40}")
 _BLOCK_BYTES = 1024 * 1024
@@ -30,7 +35,7 @@ def import_snapshot(
 ) -> Version:
     """Store a snapshot of the cache as a version, with the linked files in place of the links.
 
-    A snapshot with the same repository and commit is not stored a second time.
+    A snapshot with the same repository, commit and names of files is not stored a second time.
 
     Args:
         registry: The client.
@@ -48,7 +53,11 @@ def import_snapshot(
     """
     snapshot = _snapshot(Path(os.path.abspath(os.path.expanduser(path))), revision)
     repository = snapshot.parent.parent
-    origin = {REPOSITORY_KEY: _repository_id(repository), REVISION_KEY: snapshot.name}
+    origin = {
+        REPOSITORY_KEY: _repository_id(repository),
+        REVISION_KEY: snapshot.name,
+        FILES_KEY: _names_digest(snapshot),
+    }
     before = imported(registry, model_id, origin)
     folder = None if before else Folder(snapshot, links_within=repository)
     return bring(registry, model_id, folder, origin, before=before, tags={}, metrics={}, aliases=())
@@ -65,8 +74,8 @@ def export_snapshot(
 ) -> Path:
     """Write a version that is a folder into a cache, so that the Hub's tools find it without a network.
 
-    Existing snapshots stay, and equal files are kept once. The revision points to the new snapshot only when it is
-    complete.
+    Existing files of snapshots stay, and equal files are kept once. The revision points to the new snapshot only when
+    it is complete.
 
     Args:
         registry: The client.
@@ -89,19 +98,22 @@ def export_snapshot(
     found = registry.describe_version(model_id, version)
     name = repository or found.user_data.get(REPOSITORY_KEY, model_id)
     commit = found.user_data.get(REVISION_KEY, "")
-    if not _COMMIT.fullmatch(commit) or name != found.user_data.get(REPOSITORY_KEY):
+    is_original = bool(_COMMIT.fullmatch(commit)) and name == found.user_data.get(REPOSITORY_KEY)
+    if not is_original:
         commit = _digest(found)[:40]
     place = Path(os.path.abspath(os.path.expanduser(cache_dir))) / _folder_name(name)
     _check_revision(revision)
     snapshot = place / "snapshots" / commit
     (place / "snapshots").mkdir(parents=True, exist_ok=True)
     (place / "blobs").mkdir(exist_ok=True)
-    if not snapshot.exists():
+    # The Hub's tools may have downloaded some files of the same commit.
+    is_complete = snapshot.exists() and (not is_original or _names_digest(snapshot) == found.user_data.get(FILES_KEY))
+    if not is_complete:
         with tempfile.TemporaryDirectory(prefix=".cogment-", dir=place) as directory:
             registry.download(found, os.path.join(directory, "files", ""))
-            files = Path(directory) / "files"
-            _link(files, Path(directory) / "links", place / "blobs")
-            os.rename(Path(directory) / "links", snapshot)
+            links = Path(directory) / "links"
+            _link(Path(directory) / "files", links, place / "blobs")
+            _move(links, snapshot)
     _write(place / "refs" / revision, commit)
     return snapshot
 
@@ -149,8 +161,28 @@ def _check_revision(revision: str) -> None:
         raise InvalidError(f"{quoted(revision)} is not allowed as the name of a revision")
 
 
-def _digest(version: Version) -> str:
+def _names_digest(snapshot: Path) -> str:
+    """Return the SHA-256 of the paths of a snapshot's files."""
+    paths = sorted(path.relative_to(snapshot).as_posix() for path in snapshot.rglob("*") if not path.is_dir())
+    return hashlib.sha256("\0".join(paths).encode(errors="surrogateescape")).hexdigest()
 
+
+def _move(links: Path, snapshot: Path) -> None:
+    """Let a folder of links become a snapshot; if that exists, add those that it lacks."""
+    try:
+        os.rename(links, snapshot)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+        for path in sorted(links.rglob("*")):
+            target = snapshot / path.relative_to(links)
+            if path.is_dir() and not path.is_symlink():
+                target.mkdir(exist_ok=True)
+            elif not os.path.lexists(target):
+                os.rename(path, target)
+
+
+def _digest(version: Version) -> str:
     return base64.b64decode(version.data_hash).hex()
 
 

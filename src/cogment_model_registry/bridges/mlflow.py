@@ -7,7 +7,9 @@ The artifact of a version is a folder, and so is the version here; tags, metrics
 directions can be repeated: a version is transferred once, and then only changes of tags, metrics and aliases are.
 """
 
+import logging
 import os
+import re
 import tempfile
 from collections.abc import Iterator
 from typing import Any, TypeAlias
@@ -18,7 +20,9 @@ from mlflow.exceptions import MlflowException
 
 from cogment_model_registry import ModelRegistry, Version
 from cogment_model_registry.bridges.origins import bring, imported
-from cogment_model_registry.errors import InvalidError, quoted
+from cogment_model_registry.errors import InvalidError, NotFoundError, quoted
+
+_log = logging.getLogger(__name__)
 
 MODEL_KEY = "mlflow.model"
 VERSION_KEY = "mlflow.version"
@@ -40,6 +44,9 @@ FILE_NAME = "version.bin"
 """Where the artifacts of an exported version are in its run, and the name of a version that is a file."""
 
 _FOLDER = "folder.tar"
+
+_RESERVED_ALIAS = re.compile(r"latest|v\d+", re.IGNORECASE)
+"""The aliases that MLflow refuses, since they stand for versions there."""
 
 _TheirVersion: TypeAlias = Any
 """A `ModelVersion` of MLflow."""
@@ -64,6 +71,8 @@ def import_model(
         ModelRegistryError: As for `ModelRegistry.store`.
     """
     found = sorted(_versions(client, name), key=lambda each: int(each.version))
+    if not found:
+        client.get_registered_model(name)  # a search finds nothing for a name that does not exist
     return [import_version(registry, client, name, each.version, model_id=model_id) for each in found]
 
 
@@ -105,7 +114,7 @@ def import_version(
         "metrics": _their_metrics(client, theirs),
         "aliases": _their_aliases(client, name, theirs.version),
     }
-    before = imported(registry, target, origin)
+    before = imported(registry, target, origin) or _ours(registry, target, theirs)
     if before is not None:
         return bring(registry, target, None, origin, before=before, **details)
     uri = client.get_model_version_download_uri(name, theirs.version)
@@ -156,7 +165,10 @@ def export_version(
     for tag, text in ours.tags.items():
         if theirs.tags.get(tag) != text:
             client.set_model_version_tag(target, theirs.version, tag, text)
-    for alias in set(ours.aliases) - set(_their_aliases(client, target, theirs.version)):
+    for alias in sorted(set(ours.aliases) - set(_their_aliases(client, target, theirs.version))):
+        if _RESERVED_ALIAS.fullmatch(alias):
+            _log.warning("MLflow reserves the alias %s; it is not copied", quoted(alias))
+            continue
         client.set_registered_model_alias(target, alias, theirs.version)
     return client.get_model_version(target, theirs.version)
 
@@ -213,6 +225,18 @@ def _exported(client: MlflowClient, name: str, ours: Version, origin: dict[str, 
     return None
 
 
+def _ours(registry: ModelRegistry, model_id: str, theirs: _TheirVersion) -> Version | None:
+    """Return the archived version of a model that was exported to a version of MLflow; None if there is none."""
+    number = theirs.tags.get(OUR_VERSION_TAG, "")
+    if theirs.tags.get(OUR_MODEL_TAG) != model_id or not number.isdecimal():
+        return None
+    try:
+        found = registry.describe_version(model_id, int(number))
+    except NotFoundError:
+        return None
+    return found if found.archived and str(found.created_ns) == theirs.tags.get(OUR_CREATED_TAG) else None
+
+
 def _their_version(client: MlflowClient, name: str, version: int | str) -> _TheirVersion:
     if isinstance(version, str) and not version.isdecimal():
         return client.get_model_version_by_alias(name, version)
@@ -240,7 +264,8 @@ def _their_aliases(client: MlflowClient, name: str, version: str) -> list[str]:
 
 def _their_metrics(client: MlflowClient, theirs: _TheirVersion) -> dict[str, float]:
     """Return the last metrics of the run of a version, or of the version itself."""
-    metrics: dict[str, float] = {each.key: each.value for each in theirs.metrics or ()}
+    found = getattr(theirs, "metrics", None) or ()  # MLflow 2 has none
+    metrics: dict[str, float] = {each.key: each.value for each in found}
     if not metrics and theirs.run_id:
         metrics = dict(client.get_run(theirs.run_id).data.metrics)
     return metrics

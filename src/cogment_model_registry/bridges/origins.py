@@ -4,11 +4,14 @@
 origin later, such as tags and aliases, is compared each time.
 """
 
+import logging
 import math
 from collections.abc import Iterable, Mapping
 
 from cogment_model_registry import Folder, ModelRegistry, Version
-from cogment_model_registry.errors import NotFoundError
+from cogment_model_registry.errors import InvalidError, NotFoundError
+
+_log = logging.getLogger(__name__)
 
 
 def imported(registry: ModelRegistry, model_id: str, origin: Mapping[str, str]) -> Version | None:
@@ -62,5 +65,8 @@ def bring(
         before = registry.update_version(model_id, before, tags=new_tags, metrics=new_metrics)
     new_aliases = sorted(set(aliases) - set(before.aliases))
     for alias in new_aliases:
-        registry.set_alias(model_id, alias, before)
+        try:
+            registry.set_alias(model_id, alias, before)
+        except InvalidError as error:  # such as one of digits; the version is complete without it
+            _log.warning("an alias is not copied: %s", error)
     return registry.describe_version(model_id, before) if new_aliases else before

@@ -23,7 +23,7 @@ from wandb.proto import wandb_internal_pb2 as messages
 
 from cogment_model_registry import ModelRegistry, Version
 from cogment_model_registry.bridges.origins import bring, imported
-from cogment_model_registry.errors import DataLossError, InvalidError, quoted
+from cogment_model_registry.errors import DataLossError, InvalidError, NotFoundError, quoted
 
 RUN_KEY = "wandb.run"
 PROJECT_KEY = "wandb.project"
@@ -32,6 +32,11 @@ DIGEST_KEY = "wandb.digest"
 """The entries of `user_data` that say where a version comes from."""
 
 FILE_NAME = "version.bin"
+_MODEL_KEY = "cogment.model"
+_VERSION_KEY = "cogment.version"
+_HASH_KEY = "cogment.data_hash"
+"""The entries in the metadata of an artifact that say which version it is."""
+
 _FILE_KEY = "cogment.file"
 """The entry in the metadata of an artifact that names the file which is the version."""
 
@@ -112,9 +117,9 @@ def log_version(
     """
     ours = registry.describe_version(model_id, version)
     metadata = {
-        "cogment.model": model_id,
-        "cogment.version": ours.number,
-        "cogment.data_hash": ours.data_hash,
+        _MODEL_KEY: model_id,
+        _VERSION_KEY: ours.number,
+        _HASH_KEY: ours.data_hash,
         "tags": dict(ours.tags),
         "metrics": dict(ours.metrics),
         "user_data": dict(ours.user_data),
@@ -155,12 +160,14 @@ def _store(registry: ModelRegistry, model_id: str, artifact: Any, run: _Run) -> 
         DIGEST_KEY: artifact.digest,
     }
     metadata = json.loads(artifact.metadata or "{}")
+    is_ours = _MODEL_KEY in metadata
+    texts = metadata.get("tags", {}) if is_ours else metadata
     details: dict[str, Any] = {
-        "tags": {name: text for name, text in metadata.items() if isinstance(text, str) and "." not in name},
-        "metrics": run.summary,
+        "tags": {name: text for name, text in texts.items() if isinstance(text, str) and (is_ours or "." not in name)},
+        "metrics": {**run.summary, **(metadata.get("metrics", {}) if is_ours else {})},
         "aliases": [alias for alias in artifact.aliases if alias != "latest"],
     }
-    before = imported(registry, model_id, origin)
+    before = imported(registry, model_id, origin) or _ours(registry, model_id, metadata)
     if before is not None:
         return bring(registry, model_id, None, origin, before=before, **details)
     with tempfile.TemporaryDirectory(prefix="cogment-wandb-") as directory:
@@ -168,6 +175,18 @@ def _store(registry: ModelRegistry, model_id: str, artifact: Any, run: _Run) -> 
         file = metadata.get(_FILE_KEY)
         path = os.path.join(directory, FILE_NAME) if file == FILE_NAME else directory
         return bring(registry, model_id, path, origin, before=None, **details)
+
+
+def _ours(registry: ModelRegistry, model_id: str, metadata: dict[str, Any]) -> Version | None:
+    """Return the archived version of a model that was logged as an artifact with this metadata; None if none was."""
+    number = metadata.get(_VERSION_KEY)
+    if metadata.get(_MODEL_KEY) != model_id or not isinstance(number, int):
+        return None
+    try:
+        found = registry.describe_version(model_id, number)
+    except NotFoundError:
+        return None
+    return found if found.archived and found.data_hash == metadata.get(_HASH_KEY) else None
 
 
 def _gather(artifact: Any, directory: Path) -> None:

@@ -48,13 +48,13 @@ class _Entry:
         header: Its header, with the extension of PAX.
         path: The file; empty for a folder.
         size_bytes: The size of the file.
-        identity: The device and inode of the file, or what the system has in their place.
+        identity: The device and inode of the file, or what the system has in their place, and when it was changed.
     """
 
     header: bytes
     path: bytes = b""
     size_bytes: int = 0
-    identity: tuple[int, int] = (0, 0)
+    identity: tuple[int, int, int] = (0, 0, 0)
 
 
 class PackedFolder(Source):
@@ -134,7 +134,7 @@ def _opened(entry: _Entry) -> IO[bytes]:
     """Return the file that was listed, opened.
 
     Raises:
-        InvalidError: Another file has replaced it, or its size has changed.
+        InvalidError: Another file has replaced it, or it was changed.
     """
     try:
         descriptor = os.open(entry.path, os.O_RDONLY | _BINARY | _NO_FOLLOW | _NONBLOCK)
@@ -142,10 +142,14 @@ def _opened(entry: _Entry) -> IO[bytes]:
         raise _changed(entry) from None
     file = open(descriptor, "rb", buffering=0)  # noqa: SIM115 # the caller closes it
     status = os.fstat(descriptor)
-    if (status.st_dev, status.st_ino) != entry.identity or status.st_size != entry.size_bytes:
+    if _identity(status) != entry.identity or status.st_size != entry.size_bytes:
         file.close()
         raise _changed(entry)
     return file
+
+
+def _identity(status: os.stat_result) -> tuple[int, int, int]:
+    return status.st_dev, status.st_ino, status.st_mtime_ns
 
 
 def _changed(entry: _Entry) -> InvalidError:
@@ -185,7 +189,7 @@ def _entries(root: bytes, within: bytes) -> Iterator[_Entry]:
         # Windows has no such permission, and Python derives one from the name.
         is_executable = os.name != "nt" and bool(status.st_mode & stat.S_IXUSR)
         header = header_of(text, status.st_size, is_folder=False, is_executable=is_executable)
-        yield _Entry(header, path, status.st_size, (status.st_dev, status.st_ino))
+        yield _Entry(header, path, status.st_size, _identity(status))
 
 
 def _children(root: bytes, folder: bytes) -> list[bytes]:

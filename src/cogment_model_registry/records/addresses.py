@@ -49,6 +49,23 @@ def is_loopback(host: str) -> bool:
     return (mapped or address).is_loopback
 
 
+def network_of(host: str) -> str:
+    """Return whose address a caller has: an IPv4 address, or the /64 network of an IPv6 address, or ``this host``.
+
+    Within its /64 network, a host chooses its address.
+
+    Raises:
+        ValueError: It is no address.
+    """
+    # The scope of a link-local address, behind a percent sign that gRPC encodes, does not matter in its network.
+    address = ipaddress.ip_address(host.partition("%")[0])
+    if isinstance(address, ipaddress.IPv6Address):
+        if address.ipv4_mapped is None:
+            return "this host" if address.is_loopback else str(ipaddress.IPv6Network((address, 64), strict=False))
+        address = address.ipv4_mapped
+    return "this host" if address.is_loopback else str(address)
+
+
 def parse_endpoint(text: str) -> str:
     """Return an endpoint of the form ``grpc://host:port`` or ``grpcs://host:port`` as it is.
 

@@ -187,9 +187,10 @@ async def running(settings: Settings, open_backends: OpenBackends = open_backend
         web = await _serve_http(
             stack,
             settings,
-            [*handlers, own_handlers(Handlers(metrics.observe_call, guard, limits), metrics.registry)],
-            health,
-            certificates,
+            [*handlers, own_handlers(Handlers(metrics.observe_call, guard, limits), guard, metrics.registry)],
+            metrics=metrics,
+            health=health,
+            certificates=certificates,
         )
         if sharing is not None:
             await stack.enter_async_context(sharing.joined(peer_endpoint(settings, port)))
@@ -280,6 +281,8 @@ async def _serve_http(
     stack: AsyncExitStack,
     settings: Settings,
     handlers: Sequence[grpc.GenericRpcHandler],
+    *,
+    metrics: Metrics,
     health: Health,
     certificates: Certificates | None,
 ) -> Web | None:
@@ -288,7 +291,7 @@ async def _serve_http(
         return None
     path = stack.enter_context(socket_path())
     calls = _grpc_server(settings, [ForwardedHandlers(each) for each in handlers], [], health)
-    web = Web(settings, path, calls)
+    web = Web(settings, path, calls, metrics.watch_http())
     stack.callback(web.close)
     if certificates is not None:
         certificates.on_renewed.add(web.renew)

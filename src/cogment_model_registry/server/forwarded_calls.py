@@ -8,6 +8,7 @@ import asyncio
 import os
 import secrets
 import socket
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, NoReturn
@@ -16,12 +17,15 @@ import grpc
 import grpc.aio
 from prometheus_client import CollectorRegistry, generate_latest
 
-from cogment_model_registry.errors import StartError
-from cogment_model_registry.server.local_socket import own_directory
-from cogment_model_registry.serving.calls import Call, Context, Handlers
+from cogment_model_registry.errors import ModelRegistryError, StartError
+from cogment_model_registry.server.local_socket import own_directory, variable_of_directory
+from cogment_model_registry.serving.calls import Call, Context, Guard, Handlers
 from cogment_model_registry.wire import forwarding, messages
 
 _SUFFIX = ".http"
+
+_PATH_MAX_BYTES = 107 if sys.platform == "linux" else 103
+"""The longest path of a UNIX socket that the system takes."""
 
 
 class _Forwarded:
@@ -86,8 +90,14 @@ def _forwarded(behaviour: Callable[..., Any]) -> Callable[..., Any]:
     return behave
 
 
-def own_handlers(handlers: Handlers, metrics: CollectorRegistry) -> grpc.GenericRpcHandler:
+def own_handlers(handlers: Handlers, guard: Guard, metrics: CollectorRegistry) -> grpc.GenericRpcHandler:
     """Return the handlers of the calls that only this socket has."""
+
+    async def knows_token(_request: object, context: Context) -> bytes:
+        try:
+            return b"\1" if guard.is_known(Call(forwarding.DESCRIBE_CALLER, context, guard)) else b""
+        except ModelRegistryError:
+            return b""  # the token is malformed
 
     async def read(_request: object, _call: Call) -> bytes:
         return await asyncio.to_thread(generate_latest, metrics)
@@ -103,6 +113,7 @@ def own_handlers(handlers: Handlers, metrics: CollectorRegistry) -> grpc.Generic
             forwarding.DESCRIBE_CALLER: (messages.VersionRequest, describe),
         }
     )
+    methods[forwarding.KNOWS_TOKEN] = grpc.unary_unary_rpc_method_handler(knows_token)
     return grpc.method_handlers_generic_handler(forwarding.SERVICE_NAME, methods)
 
 
@@ -113,16 +124,29 @@ def socket_path() -> Iterator[str]:
     Sockets of servers that were killed are removed.
 
     Raises:
-        StartError: No directory for the socket is available.
+        StartError: No directory for the socket is available, or its path is too long.
     """
     try:
         directory = own_directory()
         for name in os.listdir(directory):
             if name.endswith(_SUFFIX):
                 _remove_if_dead(os.path.join(directory, name))
+        if not os.access(directory, os.W_OK | os.X_OK):
+            raise PermissionError(f"{directory} is not writable")
     except OSError as error:
-        raise StartError(f"the socket for HTTP is not available: {error.strerror or error}") from None
+        reason = f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror or error)
+        raise StartError(
+            f"http_port needs a directory for a UNIX socket ({reason}); set the variable {variable_of_directory()} to "
+            "a directory in which this user may create one"
+        ) from None
     path = os.path.join(directory, f"{os.getpid()}-{secrets.token_hex(4)}{_SUFFIX}")
+    size_bytes = len(os.fsencode(path))
+    if size_bytes > _PATH_MAX_BYTES:
+        raise StartError(
+            f"http_port needs a UNIX socket, and its path {path} has {size_bytes} bytes, more than the "
+            f"{_PATH_MAX_BYTES} that the system allows; set the variable {variable_of_directory()} to a directory with "
+            "a shorter path"
+        )
     try:
         yield path
     finally:

@@ -25,6 +25,7 @@ from cogment_model_registry.wire import local
 _log = structlog.stdlib.get_logger(__name__)
 
 _DIRECTORY = "cogment-model-registry"
+_RUNTIME = "XDG_RUNTIME_DIR"
 _SUFFIX = ".sock"
 
 _CONNECTIONS_MAX = 256
@@ -198,15 +199,21 @@ def _path_of_its_own() -> str:
     return os.path.join(directory, f"{os.getpid()}-{secrets.token_hex(4)}{_SUFFIX}")
 
 
+def variable_of_directory() -> str:
+    """Return the name of the variable that says where `own_directory` is."""
+    above = os.environ.get(_RUNTIME, "")
+    is_used = above and os.path.isdir(above) and os.lstat(above).st_uid == os.geteuid()
+    return _RUNTIME if is_used else "TMPDIR"
+
+
 def own_directory() -> str:
     """Return the directory for sockets, which nobody else can enter.
 
     Raises:
         OSError: There is none.
     """
-    above = os.environ.get("XDG_RUNTIME_DIR", "")
-    if above and os.path.isdir(above) and os.lstat(above).st_uid == os.geteuid():
-        directory = os.path.join(above, _DIRECTORY)
+    if variable_of_directory() == _RUNTIME:
+        directory = os.path.join(os.environ[_RUNTIME], _DIRECTORY)
     else:
         directory = os.path.join(tempfile.gettempdir(), f"{_DIRECTORY}-{os.geteuid()}")
     with contextlib.suppress(FileExistsError):

@@ -26,6 +26,7 @@ from cogment_model_registry.registry.registry import RegistryStatus
 from cogment_model_registry.server.audit import AuditLog
 from cogment_model_registry.server.call_metrics import CallMetrics
 from cogment_model_registry.server.consumer_metrics import ConsumerMetrics
+from cogment_model_registry.server.http_metrics import HttpMetrics
 from cogment_model_registry.server.limit_metrics import LimitMetrics
 from cogment_model_registry.server.registration import State
 from cogment_model_registry.server.relay_metrics import RelayMetrics
@@ -125,6 +126,12 @@ class Metrics:
     def watch_limits(self, limits: CallerLimits) -> None:
         """Ask what the limits per caller have refused at each scrape."""
         self.registry.register(LimitMetrics(_NAMESPACE, limits))
+
+    def watch_http(self) -> HttpMetrics:
+        """Return what counts the requests over HTTP, of which each scrape asks."""
+        http = HttpMetrics(_NAMESPACE)
+        self.registry.register(http)
+        return http
 
     def watch_certificate(self, expires_at: Callable[[], float]) -> None:
         """Ask at each scrape when the certificate of the server expires, in seconds since the Unix epoch."""

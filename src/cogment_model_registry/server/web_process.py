@@ -2,8 +2,8 @@
 
 It has no rights of its own: it makes calls for its callers, with their tokens. The server owns the listening sockets,
 so that the port stays the same and connections wait while the process is started again. The process reads commands as
-lines from its standard input, and stops at its end, also when the server is killed. It writes its log as lines to its
-standard output.
+lines from its standard input, and stops at its end, also when the server is killed. It writes its log and what it has
+counted as lines to its standard output.
 """
 
 import asyncio
@@ -20,9 +20,12 @@ import structlog
 
 from cogment_model_registry.errors import StartError
 from cogment_model_registry.server import forwarded_calls
+from cogment_model_registry.server.http_metrics import HttpMetrics
 from cogment_model_registry.serving import life_cycle
 from cogment_model_registry.settings import ALL_INTERFACES, Settings, requires_client_certificate
 from cogment_model_registry.settings.web import RENEW, WebOptions
+from cogment_model_registry.wire import http_reports
+from cogment_model_registry.wire.http_reports import Report
 
 _log = structlog.stdlib.get_logger(__name__)
 
@@ -46,6 +49,7 @@ class WebProcess:
     Args:
         settings: The settings of the server.
         socket_path: The UNIX socket for its calls.
+        metrics: Gets what it has counted.
 
     Attributes:
         port: The TCP port that it serves on.
@@ -54,7 +58,7 @@ class WebProcess:
         StartError: The extra is not installed, or the port is not available.
     """
 
-    def __init__(self, settings: Settings, socket_path: str) -> None:
+    def __init__(self, settings: Settings, socket_path: str, metrics: HttpMetrics) -> None:
         missing = [name for name in _MODULES if find_spec(name) is None]
         if missing:
             install = "pip install 'cogment-model-registry[server,web]'"
@@ -70,6 +74,7 @@ class WebProcess:
             tls_client_ca=settings.tls_client_ca if requires_client_certificate(settings) else "",
             idle_seconds=settings.retrieval_idle_seconds,
         )
+        self._metrics = metrics
         self._process: asyncio.subprocess.Process | None = None
         self._stopping = asyncio.Event()
 
@@ -92,6 +97,7 @@ class WebProcess:
                 "the process that serves HTTP ended unexpectedly; restarting it", reason=reason, seconds=pause_seconds
             )
             await asyncio.sleep(pause_seconds)
+            self._metrics.note_restart()
             pause_seconds = min(2 * pause_seconds, _LONGEST_PAUSE_SECONDS)
 
     async def _run_once(self) -> int:
@@ -108,13 +114,32 @@ class WebProcess:
         try:
             self._tell(self._options.encoded())
             if process.stdout is not None:
-                await _pass_on(process.stdout)
+                await self._pass_on(process.stdout)
             return await process.wait()
         finally:
             if process.returncode is None:
                 with suppress(ProcessLookupError):
                     process.kill()
                 await process.wait()
+
+    async def _pass_on(self, lines: asyncio.StreamReader) -> None:
+        """Log the lines of the process until it ends, and add up its reports."""
+        while True:
+            try:
+                line = await lines.readline()
+            except ValueError:  # a longer line, of which a part was dropped
+                continue
+            if not line:
+                return
+            try:
+                entry = json.loads(line)
+                if http_reports.KEY in entry:
+                    self._metrics.add(Report.decoded(entry[http_reports.KEY]))
+                    continue
+                level, event = _LEVELS[entry.pop("level")], str(entry.pop("event"))
+            except (ValueError, KeyError, TypeError, AttributeError):
+                level, event, entry = logging.WARNING, "http", {"output": line.decode("utf-8", "replace").rstrip()}
+            _log.log(level, event, **entry)
 
     def _tell(self, line: str) -> None:
         if self._process is not None and self._process.stdin is not None:
@@ -155,6 +180,7 @@ class Web:
         settings: The settings of the server.
         socket_path: The UNIX socket for its calls.
         calls: The gRPC server, which does not listen yet.
+        metrics: Gets what the process has counted.
 
     Attributes:
         port: The TCP port of HTTP.
@@ -163,8 +189,8 @@ class Web:
         StartError: The extra is not installed, or the port is not available.
     """
 
-    def __init__(self, settings: Settings, socket_path: str, calls: grpc.aio.Server) -> None:
-        self._process = WebProcess(settings, socket_path)
+    def __init__(self, settings: Settings, socket_path: str, calls: grpc.aio.Server, metrics: HttpMetrics) -> None:
+        self._process = WebProcess(settings, socket_path, metrics)
         self.port = self._process.port
         self._calls = calls
         self._running: asyncio.Task[None] | None = None
@@ -192,23 +218,6 @@ class Web:
     def close(self) -> None:
         """Close everything that was not stopped."""
         self._process.close()
-
-
-async def _pass_on(lines: asyncio.StreamReader) -> None:
-    """Log the lines of the process until it ends."""
-    while True:
-        try:
-            line = await lines.readline()
-        except ValueError:  # a longer line, of which a part was dropped
-            continue
-        if not line:
-            return
-        try:
-            entry = json.loads(line)
-            level, event = _LEVELS[entry.pop("level")], str(entry.pop("event"))
-        except (ValueError, KeyError, AttributeError):
-            level, event, entry = logging.WARNING, "http", {"output": line.decode("utf-8", "replace").rstrip()}
-        _log.log(level, event, **entry)
 
 
 def _listening(host: str, port: int) -> Sequence[socket.socket]:

@@ -16,7 +16,6 @@ with no call under way, at most so many are kept: the least recent ones are forg
 
 import asyncio
 import functools
-import ipaddress
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,9 +24,10 @@ from time import monotonic
 import structlog
 
 from cogment_model_registry.errors import LimitedError, counted
+from cogment_model_registry.records.addresses import network_of
 from cogment_model_registry.records.sizes import KIB, MIB
 from cogment_model_registry.registry.access import Caller
-from cogment_model_registry.serving.token_buckets import TokenBucket
+from cogment_model_registry.system.token_buckets import TokenBucket
 
 _log = structlog.stdlib.get_logger(__name__)
 
@@ -367,12 +367,6 @@ def host_of(peer: str) -> str:
         return "this host"
     text = address.rpartition(":")[0].replace("%5B", "").replace("%5D", "").strip("[]")
     try:
-        # The scope of a link-local address, behind a percent sign that gRPC encodes, does not matter in its network.
-        host = ipaddress.ip_address(text.partition("%")[0])
+        return network_of(text)
     except ValueError:
         return text
-    if isinstance(host, ipaddress.IPv6Address):
-        if host.ipv4_mapped is None:
-            return "this host" if host.is_loopback else str(ipaddress.IPv6Network((host, 64), strict=False))
-        host = host.ipv4_mapped
-    return "this host" if host.is_loopback else str(host)

@@ -17,36 +17,65 @@ from cogment_model_registry.settings.web import RENEW, WebOptions
 from cogment_model_registry.system.certificates import CertificateError
 from cogment_model_registry.web.app import new_app
 from cogment_model_registry.web.serving import Encryption, allow_descriptors, new_server
+from cogment_model_registry.web.state import State
 
 _log = logging.getLogger("http")
 
+_REPORT_SECONDS = 1.0
+"""How often the process reports what it has counted, if that has changed."""
 
 _UNFINISHED = "ASGI callable returned without completing response."
 """What uvicorn logs if the client, or the source of the bytes, ends in the middle of an answer."""
+
+_CUT = "Cancel %s running task(s), timeout graceful shutdown exceeded"
+"""What uvicorn logs if a stop ends requests in progress; then it logs the cancellation of each as an error."""
 
 
 class _Lines(logging.Handler):
     """Writes each log record as a line of JSON, which the server logs."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        if record.getMessage() == _UNFINISHED:
+        is_cancelled = record.exc_info is not None and isinstance(record.exc_info[1], asyncio.CancelledError)
+        if record.getMessage() == _UNFINISHED or is_cancelled:
             return
         level = "error" if record.levelno >= logging.ERROR else record.levelname.lower()
         entry = {"level": level, "event": record.getMessage(), **getattr(record, "fields", {})}
+        if record.msg == _CUT:
+            entry = {"level": "info", "event": "stopping ended requests in progress"}
         if record.exc_info:
             entry["exception"] = "".join(traceback.format_exception(*record.exc_info))
-        sys.stdout.write(json.dumps(entry, default=str) + "\n")
-        sys.stdout.flush()
+        _write(json.dumps(entry, default=str))
+
+
+def _write(line: str) -> None:
+    """Write a line to the server."""
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
 
 
 async def _serve(options: WebOptions) -> None:
     encryption = Encryption(options) if options.tls_certificate else None
-    server = new_server(new_app(options), encryption, options.idle_seconds)
+    app = new_app(options)
+    server = new_server(app, encryption, options.idle_seconds)
     sockets = [socket.socket(fileno=descriptor) for descriptor in options.descriptors]
-    obeying = asyncio.create_task(_obey(server, encryption))
+    background = [
+        asyncio.create_task(_obey(server, encryption)),
+        asyncio.create_task(_report(server, app.state.shared)),
+    ]
     await server.serve(sockets)
-    obeying.cancel()
-    await asyncio.gather(obeying, return_exceptions=True)
+    for task in background:
+        task.cancel()
+    await asyncio.gather(*background, return_exceptions=True)
+
+
+async def _report(server: uvicorn.Server, state: State) -> None:
+    """Report what was counted, until it is cancelled."""
+    while True:
+        await asyncio.sleep(_REPORT_SECONDS)
+        connections = len(server.server_state.connections)
+        report = state.tally.report(connections=connections, sessions=len(state.sessions))
+        if report is not None:
+            _write(report.encoded())
 
 
 async def _obey(server: uvicorn.Server, encryption: Encryption | None) -> None:

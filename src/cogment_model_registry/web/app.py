@@ -19,6 +19,7 @@ from cogment_model_registry.web.errors import RefusedError
 from cogment_model_registry.web.registries import Registry
 from cogment_model_registry.web.security import Security, own_names
 from cogment_model_registry.web.state import State, caller_of, state_of
+from cogment_model_registry.web.tally import Counting, naming
 from cogment_model_registry.web.templates import wants_page
 
 
@@ -42,7 +43,10 @@ def new_app(options: WebOptions) -> Starlette:
     names = own_names(options.hosts)
     app = Starlette(
         routes=_routes(state),
-        middleware=[Middleware(Security, sessions=state.sessions, names=names)],
+        middleware=[
+            Middleware(Counting, tally=state.tally),
+            Middleware(Security, sessions=state.sessions, names=names),
+        ],
         exception_handlers={
             ModelRegistryError: _answered(errors.on_registry_error),
             RefusedError: _answered(errors.on_refusal),
@@ -59,7 +63,7 @@ def new_app(options: WebOptions) -> Starlette:
 
 def _routes(state: State) -> Sequence[BaseRoute]:
     static = state.templates.static.answer
-    return [
+    routes = [
         Route("/healthz", health.alive),
         Route("/readyz", health.ready),
         Route("/metrics", health.metrics),
@@ -71,6 +75,10 @@ def _routes(state: State) -> Sequence[BaseRoute]:
         *api.routes(),
         *pages.routes(),
     ]
+    for route in routes:
+        if isinstance(route, Route):
+            route.app = naming(route.app, route.path)
+    return routes
 
 
 _Answer = Callable[[Request, Exception], Awaitable[Response]]

@@ -3,7 +3,7 @@
 import asyncio
 import os
 import unicodedata
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
 from http import HTTPStatus
 from urllib.parse import quote
@@ -23,6 +23,7 @@ from cogment_model_registry.web.ranges import Wanted, modified_of, tag_of, wante
 from cogment_model_registry.web.security import DATA_POLICY
 from cogment_model_registry.web.sending import SendDescriptor, sender_of
 from cogment_model_registry.web.state import registry_of
+from cogment_model_registry.web.tally import exchange_of
 
 _CHUNK_BYTES = 256 * 1024
 """How many bytes wait for a client at most, in addition to the buffers of the system."""
@@ -109,7 +110,7 @@ class _Download(Response):
         """Close the source of the bytes."""
         raise NotImplementedError
 
-    async def send_file(self, _sender: SendDescriptor) -> bool:
+    async def send_file(self, _sender: SendDescriptor, _count: Callable[[int], object]) -> bool:
         """Send the bytes from a file, if they are in one; return whether they are."""
         return False
 
@@ -118,7 +119,7 @@ class _Download(Response):
         try:
             async with Connected(receive) as connected, aclosing(self.chunks()) as chunks:
                 await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-                if (sender := sender_of(scope)) and await self.send_file(sender):
+                if (sender := sender_of(scope)) and await self.send_file(sender, exchange_of(scope).count_sent):
                     await send({"type": "http.response.body", "body": b""})
                     return
                 async for chunk in chunks:
@@ -141,8 +142,8 @@ class _FromDescriptor(_Download):
         self._part = wanted.part
         self._is_memory = sealed_memory.is_sealed(descriptor)  # which never waits for a disk
 
-    async def send_file(self, sender: SendDescriptor) -> bool:
-        await sender(self._file.fileno(), self._part, may_wait=not self._is_memory)
+    async def send_file(self, sender: SendDescriptor, count: Callable[[int], object]) -> bool:
+        await sender(self._file.fileno(), self._part, count, may_wait=not self._is_memory)
         return True
 
     async def chunks(self) -> AsyncGenerator[bytes | memoryview, None]:

@@ -39,12 +39,11 @@ async def read_body(request: Request, max_bytes: int = _BODY_MAX_BYTES) -> bytes
                 size_bytes += len(part)
                 if size_bytes > max_bytes:
                     message = f"the body has more than {max_bytes} bytes, the limit"
-                    raise RefusedError(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, message, {"connection": "close"})
+                    raise RefusedError(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, message)
                 if size_bytes > _SMALL_BODY_BYTES and not is_large:
                     if state.large_bodies >= _LARGE_BODIES_MAX:
                         message = f"{_LARGE_BODIES_MAX} large bodies are on their way; try again later"
-                        headers = {"retry-after": "1", "connection": "close"}
-                        raise RefusedError(HTTPStatus.SERVICE_UNAVAILABLE, message, headers)
+                        raise RefusedError(HTTPStatus.SERVICE_UNAVAILABLE, message, {"retry-after": "1"})
                     state.large_bodies += 1
                     is_large = True
                 parts.append(part)

@@ -1,20 +1,16 @@
 """Log in with a token: the browser gets the id of a session, and the token stays in this process."""
 
+import math
 from http import HTTPStatus
 
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
-from cogment_model_registry.errors import (
-    LimitedError,
-    PermissionDeniedError,
-    SettingError,
-    UnauthenticatedError,
-)
+from cogment_model_registry.errors import LimitedError, SettingError, UnauthenticatedError, counted
 from cogment_model_registry.system.token_files import checked_token
 from cogment_model_registry.web.forms import read_form
 from cogment_model_registry.web.registries import Caller, current
-from cogment_model_registry.web.security import cookie_name
+from cogment_model_registry.web.security import cookie_name, is_encrypted, session_id_of
 from cogment_model_registry.web.sessions import LONGEST_SECONDS
 from cogment_model_registry.web.state import caller_of, state_of
 
@@ -39,46 +35,70 @@ async def begin(request: Request) -> Response:
     state = state_of(request)
     try:
         token = checked_token(fields.get("token", "").strip(), "token")
-        current.set(Caller(caller_of(request).peer, token))
-        await _check(request)
-    except (SettingError, UnauthenticatedError, LimitedError) as error:
-        problem = error.message if isinstance(error, LimitedError) else "The server does not know this token."
-        status = HTTPStatus.TOO_MANY_REQUESTS if isinstance(error, LimitedError) else HTTPStatus.FORBIDDEN
-        return state.templates.page(request, "login.html", status, target=target, problem=problem, has_ended=False)
+        identity = await _identify(request, token)
+    except (SettingError, UnauthenticatedError):
+        state.tally.count_login("refused")
+        return _refused(request, HTTPStatus.FORBIDDEN, target, "The server does not know this token.")
+    except LimitedError as error:
+        state.tally.count_login("limited")
+        answer = _refused(request, HTTPStatus.TOO_MANY_REQUESTS, target, error.message)
+        answer.headers["retry-after"] = str(max(1, math.ceil(error.retry_after_seconds)))
+        return answer
+    state.tally.count_login("accepted")
     _end_session(request)
     answer = RedirectResponse(target, HTTPStatus.SEE_OTHER)
+    is_secure = is_encrypted(request.scope)
     answer.set_cookie(
-        cookie_name(request.scope),
-        state.sessions.begin(token),
+        cookie_name(request.scope, is_encrypted=is_secure),
+        state.sessions.begin(token, identity),
         max_age=int(LONGEST_SECONDS),
         path="/",
-        secure=request.scope["scheme"] == "https",
+        secure=is_secure,
         httponly=True,
         samesite="strict",
     )
     return answer
 
 
-async def _check(request: Request) -> None:
-    """Make a call with the token.
+def _refused(request: Request, status: HTTPStatus, target: str, problem: str) -> Response:
+    """Return the form again, with what is wrong."""
+    templates = state_of(request).templates
+    return templates.page(request, "login.html", status, target=target, problem=problem, has_ended=False)
+
+
+async def _identify(request: Request, token: str) -> str:
+    """Return whose token it is.
+
+    A host that has tried too many invalid tokens has to wait, but for tokens that the server knows: others behind the
+    same address can still log in.
 
     Raises:
         UnauthenticatedError: It is not valid.
+        LimitedError: The host has tried too many.
     """
-    try:
-        await state_of(request).registry.find_models(limit=1)
-    except PermissionDeniedError:
-        return  # it is valid, and allows something else
+    state, caller = state_of(request), caller_of(request)
+    address = request.scope["client"][0]
+    current.set(Caller(caller.peer, token))
+    has_taken = state.logins.take(address)
+    if not has_taken and not await state.registry.knows_token():
+        seconds = math.ceil(state.logins.wait_seconds(address))
+        message = f"Too many tokens from your address were not valid; try again in {counted(seconds, 'second')}."
+        raise LimitedError(message, retry_after_seconds=seconds)
+    description = await state.registry.describe_caller()
+    if has_taken:
+        state.logins.give_back(address)
+    return f"{description.kind}:{description.name}"
 
 
 async def end(request: Request) -> Response:
     """End a session, and with it the streams of its other pages."""
     _end_session(request)
     answer = RedirectResponse("/login?ended=yes", HTTPStatus.SEE_OTHER)
+    is_secure = is_encrypted(request.scope)
     answer.delete_cookie(
-        cookie_name(request.scope),
+        cookie_name(request.scope, is_encrypted=is_secure),
         path="/",
-        secure=request.scope["scheme"] == "https",
+        secure=is_secure,
         httponly=True,
         samesite="strict",
     )
@@ -86,4 +106,4 @@ async def end(request: Request) -> Response:
 
 
 def _end_session(request: Request) -> None:
-    state_of(request).sessions.end(request.cookies.get(cookie_name(request.scope), ""))
+    state_of(request).sessions.end(session_id_of(request.scope))

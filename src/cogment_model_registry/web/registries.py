@@ -113,6 +113,11 @@ class Registry(ModelRegistry):
         path = method_path(forwarding.DESCRIBE_CALLER, forwarding.SERVICE_NAME)
         return forwarding.Description.decoded(await self._asked(path, "looking up the caller"))
 
+    async def knows_token(self) -> bool:
+        """Return whether the server knows the token of the caller already, without a look for a new one."""
+        path = method_path(forwarding.KNOWS_TOKEN, forwarding.SERVICE_NAME)
+        return bool(await self._asked(path, "looking up the token"))
+
     async def is_serving(self) -> bool:
         """Return whether the server serves, by `grpc.health.v1`.
 

@@ -42,6 +42,8 @@ _HEADERS = {
     "x-frame-options": "DENY",
 }
 
+_PORT_MAX_CHARACTERS = 5
+
 _STRICT_TRANSPORT = "max-age=31536000"
 
 _Names: TypeAlias = frozenset[str]
@@ -67,6 +69,11 @@ def _host_of(authority: str) -> str:
         host, _, port = authority.partition(":")
         is_whole = True
     return host.rstrip(".").lower() if is_whole and (not port or port.isdecimal()) else ""
+
+
+def _port_of(authority: str) -> str:
+    """Return the port of ``host:port``; empty if there is none."""
+    return authority.rpartition("]")[2].partition(":")[2][:_PORT_MAX_CHARACTERS]
 
 
 def is_own_host(authority: str, names: _Names | None) -> bool:
@@ -98,17 +105,41 @@ def is_same_origin(headers: Headers, scheme: str, *, is_by_cookie: bool) -> bool
     """
     origin = headers.get("origin")
     if origin is not None:
-        return origin.lower() == f"{scheme}://{headers.get('host', '').lower()}"
+        # A proxy that ends the encryption sends plain requests of encrypted pages; never the other way round.
+        schemes = ("https",) if scheme == "https" else ("http", "https")
+        return origin.lower() in [f"{each}://{headers.get('host', '').lower()}" for each in schemes]
     if (site := headers.get("sec-fetch-site")) is not None:
         return site in ("same-origin", "none")
     return not is_by_cookie
 
 
-def cookie_name(scope: Scope) -> str:
-    """Return the name of the session cookie; it has the port, since browsers share cookies between ports of a host."""
-    if scope["scheme"] == "https":
-        return "__Host-registry-session"  # browsers accept it only from this host, over TLS
-    return f"registry-session-{(scope.get('server') or ('', 0))[1]}"
+def is_encrypted(scope: Scope) -> bool:
+    """Return whether the browser has the page over TLS: from this process, or from a proxy that ends the encryption."""
+    return bool(scope["scheme"] == "https" or Headers(scope=scope).get("origin", "").lower().startswith("https:"))
+
+
+def cookie_name(scope: Scope, *, is_encrypted: bool) -> str:
+    """Return the name of the session cookie.
+
+    Browsers share cookies between all ports of a host, so it has the port that the browser connects to: otherwise the
+    logins of two registries on a host would replace each other. Over TLS, browsers accept its prefix only for cookies
+    that this host has set over TLS.
+    """
+    authority = Headers(scope=scope).get("host", "")
+    port = _port_of(authority)
+    return f"{'__Host-' if is_encrypted else ''}registry-session{f'-{port}' if port else ''}"
+
+
+def session_id_of(scope: Scope) -> str:
+    """Return the id of the session of a request; empty if there is none.
+
+    Over TLS, only a cookie counts that was set over TLS.
+    """
+    cookies = cookie_parser(Headers(scope=scope).get("cookie", ""))
+    found = cookies.get(cookie_name(scope, is_encrypted=True), "")
+    if not found and scope["scheme"] != "https":
+        found = cookies.get(cookie_name(scope, is_encrypted=False), "")
+    return found
 
 
 class Security:
@@ -179,7 +210,7 @@ class Security:
         given = headers.getlist("authorization")
         if given:
             return Caller(peer, _bearer(given))
-        session_id = cookie_parser(headers.get("cookie", "")).get(cookie_name(scope), "")
+        session_id = session_id_of(scope)
         token = self._sessions.token_of(session_id) if session_id else None
         return Caller(peer) if token is None else Caller(peer, token, is_by_cookie=True, session_id=session_id)
 

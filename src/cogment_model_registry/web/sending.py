@@ -2,7 +2,7 @@
 
 import asyncio
 import os
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from typing import Protocol
 
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -16,7 +16,9 @@ _CHUNK_BYTES = 4 * 1024 * 1024
 class SendDescriptor(Protocol):
     """Sends bytes of a file as a part of the body of an answer; see `serving.BoundedProtocol.send_descriptor`."""
 
-    def __call__(self, descriptor: int, part: range, *, may_wait: bool) -> Awaitable[None]:
+    def __call__(
+        self, descriptor: int, part: range, count: Callable[[int], object], *, may_wait: bool
+    ) -> Awaitable[None]:
         """Send them."""
 
 
@@ -40,7 +42,15 @@ def sender_of(scope: Scope) -> SendDescriptor | None:
     return sender
 
 
-async def sent_file(connection: int, descriptor: int, part: range, idle_seconds: float, *, may_wait: bool) -> None:
+async def sent_file(
+    connection: int,
+    descriptor: int,
+    part: range,
+    idle_seconds: float,
+    count: Callable[[int], object],
+    *,
+    may_wait: bool,
+) -> None:
     """Send bytes of a file.
 
     Args:
@@ -48,6 +58,7 @@ async def sent_file(connection: int, descriptor: int, part: range, idle_seconds:
         descriptor: The file.
         part: The positions of the bytes.
         idle_seconds: How long the other side may receive nothing.
+        count: Called with the number of bytes that the system took each time.
         may_wait: Whether reading may block on a disk, and so is done on a thread.
 
     Raises:
@@ -68,6 +79,7 @@ async def sent_file(connection: int, descriptor: int, part: range, idle_seconds:
         if not sent:
             raise OSError("the file is shorter than the version")
         position += sent
+        count(sent)
 
 
 async def _writable(connection: int) -> None:

@@ -9,6 +9,7 @@ import os
 import resource
 import socket
 import ssl
+from collections.abc import Callable
 
 import h11
 import uvicorn
@@ -78,12 +79,15 @@ class BoundedProtocol(H11Protocol):
         if cycle is not None and not cycle.response_complete:
             self._expect_nothing()
 
-    async def send_descriptor(self, descriptor: int, part: range, *, may_wait: bool) -> None:
+    async def send_descriptor(
+        self, descriptor: int, part: range, count: Callable[[int], object], *, may_wait: bool
+    ) -> None:
         """Send bytes of a file as a part of the body of the answer under way, without copying them here.
 
         Args:
             descriptor: The file.
             part: The positions of the bytes.
+            count: Called with the number of bytes that were sent each time.
             may_wait: Whether reading may block on a disk.
 
         Raises:
@@ -97,7 +101,7 @@ class BoundedProtocol(H11Protocol):
                 await self.flow.drain()
             connection = os.dup(self.transport.get_extra_info("socket").fileno())  # which the transport may close
             try:
-                await sent_file(connection, descriptor, part, self.idle_seconds, may_wait=may_wait)
+                await sent_file(connection, descriptor, part, self.idle_seconds, count, may_wait=may_wait)
             finally:
                 os.close(connection)
         except OSError:

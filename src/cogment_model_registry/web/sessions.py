@@ -8,8 +8,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-_SESSIONS_MAX = 10_000
-"""How many sessions are kept; the least recently used one ends first."""
+SESSIONS_MAX = 10_000
+"""How many sessions are kept."""
+
+OWN_SESSIONS_MAX = 100
+"""How many sessions are kept of one identity, such as the holders of one token."""
 
 IDLE_SECONDS = 12 * 3600.0
 """How long a session lasts without a request."""
@@ -23,6 +26,7 @@ _ID_BYTES = 32
 @dataclass(slots=True)
 class _Session:
     token: str
+    identity: str
     begun: float
     used: float
     streams: set[asyncio.Event] = field(default_factory=set)
@@ -34,6 +38,9 @@ class _Session:
 class Sessions:
     """The sessions of a process; a restart ends them all.
 
+    If an identity has too many, its least recently used one ends; if there are too many of all, that of the identity
+    that has the most. So nobody ends the sessions of others by logging in again and again.
+
     Args:
         now: Returns the seconds of a monotonic clock.
     """
@@ -41,16 +48,30 @@ class Sessions:
     def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
         self._now = now
         self._sessions: OrderedDict[str, _Session] = OrderedDict()  # the least recently used one first
+        self._own: dict[str, OrderedDict[str, None]] = {}  # by identity, in the same order
 
     def __len__(self) -> int:
+        self._end_unused()
         return len(self._sessions)
 
-    def begin(self, token: str) -> str:
-        """Begin a session, and return its id."""
-        while len(self._sessions) >= _SESSIONS_MAX:
-            self.end(next(iter(self._sessions)))
+    def begin(self, token: str, identity: str) -> str:
+        """Begin a session, and return its id.
+
+        Args:
+            token: The token of the login.
+            identity: Whose token it is; an identity may have several tokens.
+        """
+        self._end_unused()
+        own = self._own.get(identity, ())
+        if len(own) >= OWN_SESSIONS_MAX:
+            self.end(next(iter(own)))
+        elif len(self._sessions) >= SESSIONS_MAX:
+            most = max(len(each) for each in self._own.values())
+            oldest = (next(iter(each)) for each in self._own.values() if len(each) == most)
+            self.end(min(oldest, key=lambda session_id: self._sessions[session_id].used))
         session_id = secrets.token_urlsafe(_ID_BYTES)
-        self._sessions[session_id] = _Session(token, self._now(), self._now())
+        self._sessions[session_id] = _Session(token, identity, self._now(), self._now())
+        self._own.setdefault(identity, OrderedDict())[session_id] = None
         return session_id
 
     def token_of(self, session_id: str) -> str | None:
@@ -64,6 +85,7 @@ class Sessions:
             return None
         session.used = now
         self._sessions.move_to_end(session_id)
+        self._own[session.identity].move_to_end(session_id)
         return session.token
 
     def is_live(self, session_id: str) -> bool:
@@ -94,5 +116,20 @@ class Sessions:
     def end(self, session_id: str) -> None:
         """End a session, if it exists, and its streams."""
         session = self._sessions.pop(session_id, None)
-        for ended in session.streams if session else ():
+        if session is None:
+            return
+        own = self._own[session.identity]
+        del own[session_id]
+        if not own:
+            del self._own[session.identity]
+        for ended in session.streams:
             ended.set()
+
+    def _end_unused(self) -> None:
+        """End the sessions that nobody has used for too long."""
+        now = self._now()
+        while self._sessions:
+            session_id, session = next(iter(self._sessions.items()))
+            if now - session.used <= IDLE_SECONDS:
+                return
+            self.end(session_id)

@@ -5,8 +5,10 @@ from dataclasses import dataclass, field
 from starlette.requests import HTTPConnection
 
 from cogment_model_registry.settings.web import WebOptions
+from cogment_model_registry.web.logins import Logins
 from cogment_model_registry.web.registries import Caller, Registry
 from cogment_model_registry.web.sessions import Sessions
+from cogment_model_registry.web.tally import Tally
 from cogment_model_registry.web.templates import Templates
 
 
@@ -18,6 +20,8 @@ class State:
         options: The options from the server.
         registry: Makes calls for the caller of a request.
         sessions: The sessions of browsers.
+        logins: The attempts to log in that hosts have left.
+        tally: Counts requests.
         templates: The pages.
         uploads: How many uploads are under way.
         streams: How many streams of events are open.
@@ -27,6 +31,8 @@ class State:
     options: WebOptions
     registry: Registry
     sessions: Sessions = field(default_factory=Sessions)
+    logins: Logins = field(default_factory=Logins)
+    tally: Tally = field(default_factory=Tally)
     templates: Templates = field(default_factory=Templates)
     uploads: int = 0
     streams: int = 0

@@ -33,7 +33,8 @@ async def create(request: Request) -> Response:
     registry, state = registry_of(request), state_of(request)
     if state.uploads >= _UPLOADS_MAX:
         message = f"{_UPLOADS_MAX} uploads are under way; try again later"
-        raise RefusedError(HTTPStatus.SERVICE_UNAVAILABLE, message, {"Retry-After": "1", "Connection": "close"})
+        # The connection stays open, and what arrives is dropped: it would be reset otherwise, and the answer be lost.
+        raise RefusedError(HTTPStatus.SERVICE_UNAVAILABLE, message, {"Retry-After": "1"})
     idle_seconds = state.options.idle_seconds
 
     async def parts() -> AsyncIterator[bytes]:
@@ -86,7 +87,7 @@ def _header_of(request: Request) -> UploadHeader:
     text = request.headers.get("content-length")
     if text is None:
         message = "the size of the version is missing: send the header Content-Length"
-        raise RefusedError(HTTPStatus.LENGTH_REQUIRED, message, {"Connection": "close"})
+        raise RefusedError(HTTPStatus.LENGTH_REQUIRED, message)
     size_bytes = int(text)  # the parser of HTTP has checked that it has only digits
     if size_bytes > DATA_SIZE_MAX_BYTES:
         raise RefusedError(

@@ -17,6 +17,8 @@ SERVICE_NAME = "cogment_model_registry.v1.Web"
 READ_METRICS = "LocalReadMetrics"
 """Its method that returns the metrics of the server, in Prometheus' text format."""
 
+KNOWS_TOKEN = "LocalKnowsToken"  # noqa: S105 # no token
+"""Its method that says whether the token of a call is known, without a look for it: one byte if it is, none if not."""
 
 DESCRIBE_CALLER = "LocalDescribeCaller"
 """Its method that says who calls and what they may do: a `Description` in JSON."""

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from cogment_model_registry.bridges.webhooks.signing import key_of
+from cogment_model_registry.bridges.webhooks.signing import keys_of
 from cogment_model_registry.errors import InvalidError, quoted
 
 if sys.version_info >= (3, 11):
@@ -41,7 +41,7 @@ class Hook:
     Attributes:
         name: Its name, in the log and in the state.
         url: The address for its posts.
-        key: The key that signs them.
+        keys: The keys that sign them: two while a secret is replaced.
         events: The types of events.
         models: Patterns of models.
         aliases: Patterns of aliases, for events about aliases.
@@ -53,7 +53,7 @@ class Hook:
 
     name: str
     url: str
-    key: bytes = field(repr=False)
+    keys: tuple[bytes, ...] = field(repr=False)
     events: tuple[str, ...]
     models: tuple[str, ...] = ("*",)
     aliases: tuple[str, ...] = ("*",)
@@ -211,7 +211,7 @@ def _hook(values: Any, folder: Path, environment: Mapping[str, str]) -> Hook:
     hook = Hook(
         name,
         url,
-        _key(reader, folder, environment),
+        _keys(reader, folder, environment),
         events,
         reader.texts("models", ("*",)),
         reader.texts("aliases", ("*",)),
@@ -224,19 +224,22 @@ def _hook(values: Any, folder: Path, environment: Mapping[str, str]) -> Hook:
     return hook
 
 
-def _key(reader: _Reader, folder: Path, environment: Mapping[str, str]) -> bytes:
-    """Return the key of a hook, from a file or a variable, since other people may read the configuration."""
+def _keys(reader: _Reader, folder: Path, environment: Mapping[str, str]) -> tuple[bytes, ...]:
+    """Return the keys of a hook, from a file or a variable, since other people may read the configuration."""
     file, variable = reader.optional("secret_file"), reader.optional("secret_variable")
     if (file is None) == (variable is None):
         raise InvalidError(f"{reader.name} needs either secret_file or secret_variable")
     if file is not None:
-        secret = (folder / file).read_text(encoding="utf-8")
+        try:
+            secret = (folder / file).read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            raise InvalidError(f"secret_file of {reader.name} is not UTF-8") from None
     elif variable in environment:
         secret = environment[str(variable)]
     else:
         raise InvalidError(f"the variable {quoted(str(variable))} with the secret of {reader.name} is not set")
     try:
-        return key_of(secret)
+        return keys_of(secret)
     except InvalidError as error:
         raise InvalidError(f"{reader.name}: {error.message}") from None
 
@@ -246,7 +249,8 @@ def _checked_url(url: str, name: str, *, is_plain: bool) -> str:
     try:
         parts = urlsplit(url)
         port = parts.port
-    except ValueError:
+        (parts.hostname or "").encode("idna")
+    except ValueError:  # also for a name with an empty or too long part
         raise InvalidError(f"the url of {name} is malformed") from None
     if parts.scheme not in ("http", "https") or not parts.hostname or port == 0 or not url.isascii():
         raise InvalidError(f"the url of {name} must be https://host/path")

@@ -13,6 +13,7 @@ import socket
 import ssl
 import threading
 import time
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -20,13 +21,14 @@ from cogment_model_registry._version import __version__
 from cogment_model_registry.bridges.webhooks.configuration import Hook
 from cogment_model_registry.bridges.webhooks.signing import headers_of
 from cogment_model_registry.bridges.webhooks.state import Post, State
+from cogment_model_registry.errors import PreconditionError
 
 _log = logging.getLogger("cogment_model_registry.webhooks")
 
 _GONE = 410
 """The status by which a receiver refuses a post permanently."""
 
-_FINISH_SECONDS = 1.0
+FINISH_SECONDS = 1.0
 """How long a try may continue after the process was told to stop, since an interrupted post is sent again later."""
 
 
@@ -41,20 +43,32 @@ class DeadLetters:
         self._path = path
         self._lock = threading.Lock()
 
-    def add(self, hook: Hook, post: Post, reason: str) -> None:
-        """Add an event, durably."""
-        line = {
-            "hook": hook.name,
-            "message_id": post.message_id,
-            "tries": post.tries,
-            "given_up": time.time(),
-            "reason": reason,
-            "event": json.loads(post.body),
-        }
-        with self._lock, open(self._path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(line, ensure_ascii=False) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+    def add(self, hook: str, posts: Iterable[Post], reason: str) -> None:
+        """Add events of a hook, durably.
+
+        Raises:
+            PreconditionError: The file cannot be written.
+        """
+        lines = [
+            {
+                "hook": hook,
+                "message_id": post.message_id,
+                "tries": post.tries,
+                "given_up": time.time(),
+                "reason": reason,
+                "event": json.loads(post.body),
+            }
+            for post in posts
+        ]
+        try:
+            # Opened each time, so that it may be moved away.
+            with self._lock, open(self._path, "a", encoding="utf-8") as file:
+                file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            reason = error.strerror or type(error).__name__
+            raise PreconditionError(f"the dead letters {self._path.name} cannot be written: {reason}") from error
 
 
 class Delivery:
@@ -65,28 +79,44 @@ class Delivery:
         state: The database with its waiting events.
         dead_letters: The file for events that are given up.
         waiting_max: How many may wait.
+        on_error: Called on the thread, with an error that ends it.
     """
 
-    def __init__(self, hook: Hook, state: State, dead_letters: DeadLetters, waiting_max: int) -> None:
+    def __init__(
+        self,
+        hook: Hook,
+        state: State,
+        dead_letters: DeadLetters,
+        waiting_max: int,
+        on_error: Callable[[BaseException], None],
+    ) -> None:
         self._hook = hook
         self._state = state
         self._dead_letters = dead_letters
         self._waiting_max = waiting_max
+        self._on_error = on_error
         self._is_stopped = threading.Event()
         self._attempt: _Attempt | None = None
         self._thread = threading.Thread(target=self._run, name=f"webhook {hook.name}")
-        self.error: BaseException | None = None
 
     def start(self) -> None:
         """Begin."""
         self._thread.start()
 
-    def stop(self) -> None:
-        """Stop soon, also in the middle of a try; its event then waits for the next start."""
+    def stop_soon(self) -> None:
+        """Begin no further try."""
         self._is_stopped.set()
         with self._state.news:
             self._state.news.notify_all()
-        self._thread.join(_FINISH_SECONDS)
+
+    def stop(self, until: float) -> None:
+        """Stop, also in the middle of a try; its event then waits for the next start.
+
+        Args:
+            until: How long the try may take, by `time.monotonic`.
+        """
+        self.stop_soon()
+        self._thread.join(max(until - time.monotonic(), 0))
         attempt = self._attempt
         if attempt is not None:
             attempt.cut()
@@ -99,8 +129,8 @@ class Delivery:
                 if post is not None:
                     self._deliver(post)
         except BaseException as error:
-            self.error = error
-            _log.exception("hook=%s stopped by an error", self._hook.name)
+            _log.error("hook=%s stopped by an error: %s", self._hook.name, error)
+            self._on_error(error)
 
     def _next(self) -> Post | None:
         """Return the next event; wait for one if there is none, and return None when it is time to stop."""
@@ -120,7 +150,7 @@ class Delivery:
         failure, retry_after_seconds = attempt.post(post)
         self._attempt = None
         if not failure:
-            self._state.remove_post(post)
+            self._state.remove_posts(self._hook.name, [post])
             _log.info("hook=%s id=%s tries=%d delivered", self._hook.name, post.message_id, post.tries + 1)
             return
         if self._is_stopped.is_set():
@@ -151,8 +181,8 @@ class Delivery:
         return min(doubled, self._hook.longest_pause_seconds) * random.uniform(0.75, 1.0)  # noqa: S311 # no secret
 
     def _give_up(self, post: Post, reason: str) -> None:
-        self._dead_letters.add(self._hook, post, reason)
-        self._state.remove_post(post)
+        self._dead_letters.add(self._hook.name, [post], reason)
+        self._state.remove_posts(self._hook.name, [post])
         _log.error("hook=%s id=%s tries=%d given up: %s", self._hook.name, post.message_id, post.tries, reason)
 
 
@@ -183,7 +213,7 @@ class _Attempt:
         connection = self._connection = self._opened(parts.scheme, str(parts.hostname), parts.port)
         try:
             headers = {
-                **headers_of(hook.key, post.message_id, int(time.time()), post.body),
+                **headers_of(hook.keys, post.message_id, int(time.time()), post.body),
                 "Content-Type": "application/json",
                 "User-Agent": f"cogment-model-registry/{__version__}",
                 "Connection": "close",

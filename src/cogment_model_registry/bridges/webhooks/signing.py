@@ -5,7 +5,7 @@ import binascii
 import hashlib
 import hmac
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from cogment_model_registry.errors import InvalidError, SignatureError
 
@@ -16,8 +16,12 @@ SIGNATURE_HEADER = "webhook-signature"
 TOLERANCE_SECONDS = 300
 """How old a post may be, which limits how long a recorded post can be replayed."""
 
+SECRETS_MAX = 4
+"""How many secrets a hook may have at the same time."""
+
 SECRET_PREFIX = "whsec_"  # noqa: S105 # what the standard puts before secrets
 _SECRET_MIN_BYTES = 24
+_TIME_MAX_DIGITS = 18
 _VERSION = "v1"
 
 
@@ -31,7 +35,7 @@ def key_of(secret: str) -> bytes:
     if text.startswith(SECRET_PREFIX):
         try:
             key = base64.b64decode(text.removeprefix(SECRET_PREFIX), validate=True)
-        except binascii.Error:
+        except (binascii.Error, ValueError):  # the second one for characters outside of ASCII
             raise InvalidError(f"the secret begins with {SECRET_PREFIX}, but is not base64 after that") from None
     else:
         key = text.encode()
@@ -40,17 +44,29 @@ def key_of(secret: str) -> bytes:
     return key
 
 
-def headers_of(key: bytes, message_id: str, seconds: int, body: bytes) -> dict[str, str]:
-    """Return the headers that sign a post.
+def keys_of(secrets: str) -> tuple[bytes, ...]:
+    """Return the keys of the secrets of a hook, one on each line.
+
+    Raises:
+        InvalidError: There is none, or there are too many, or one breaks a rule of `key_of`.
+    """
+    lines = [line for line in secrets.splitlines() if line.strip()]
+    if len(lines) > SECRETS_MAX:
+        raise InvalidError(f"there are {len(lines)} secrets, one on each line; at most {SECRETS_MAX} are allowed")
+    return tuple(key_of(line) for line in lines or [""])
+
+
+def headers_of(keys: Sequence[bytes], message_id: str, seconds: int, body: bytes) -> dict[str, str]:
+    """Return the headers that sign a post, with a signature for each key.
 
     Args:
-        key: The key.
+        keys: The keys.
         message_id: The id of the event, the same in each try.
         seconds: The time of this try, in seconds since the Unix epoch.
         body: The body.
     """
-    signature = f"{_VERSION},{_signature(key, message_id, str(seconds), body)}"
-    return {ID_HEADER: message_id, TIME_HEADER: str(seconds), SIGNATURE_HEADER: signature}
+    signatures = [f"{_VERSION},{_signature(key, message_id, str(seconds), body)}" for key in keys]
+    return {ID_HEADER: message_id, TIME_HEADER: str(seconds), SIGNATURE_HEADER: " ".join(signatures)}
 
 
 def verify(
@@ -80,17 +96,24 @@ def verify(
     found = {name.lower(): value for name, value in headers.items()}
     try:
         message_id, seconds, signatures = (found[name] for name in (ID_HEADER, TIME_HEADER, SIGNATURE_HEADER))
-        age_seconds = (time.time() if now_seconds is None else now_seconds) - int(seconds)
-    except (KeyError, ValueError):
+        age_seconds = (time.time() if now_seconds is None else now_seconds) - float(_whole(seconds))
+        wanted = _signature(key, message_id, seconds, body)
+        texts = [each.partition(",")[2] for each in signatures.split() if each.startswith(f"{_VERSION},")]
+        given = [each.encode() for each in texts]
+    except (KeyError, ValueError):  # also for what is not UTF-8, which some servers pass on as surrogates
         raise SignatureError("a header of the post is missing or malformed") from None
     if abs(age_seconds) > tolerance_seconds:
         raise SignatureError(f"the post is {age_seconds:.0f} seconds old")
-    wanted = _signature(key, message_id, seconds, body)
-    given = [each.partition(",")[2] for each in signatures.split() if each.startswith(f"{_VERSION},")]
     # Compare all of them in constant time.
-    if not any([hmac.compare_digest(each.encode(), wanted.encode()) for each in given]):  # noqa: C419
+    if not any([hmac.compare_digest(each, wanted.encode()) for each in given]):  # noqa: C419
         raise SignatureError("no signature of the post is valid")
     return message_id
+
+
+def _whole(text: str) -> int:
+    if not (text.isascii() and text.isdecimal() and len(text) <= _TIME_MAX_DIGITS):
+        raise ValueError
+    return int(text)
 
 
 def _signature(key: bytes, message_id: str, seconds: str, body: bytes) -> str:

@@ -9,6 +9,7 @@ import sqlite3
 import threading
 import time
 import uuid
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from cogment_model_registry.errors import PreconditionError
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS texts (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS numbers (model_id TEXT PRIMARY KEY, version_number INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS aliases (
     model_id TEXT, alias TEXT, version_number INTEGER NOT NULL, revision INTEGER NOT NULL,
     PRIMARY KEY (model_id, alias)) WITHOUT ROWID;
@@ -64,10 +66,12 @@ class State:
         path: The file.
 
     Raises:
-        PreconditionError: Another process uses it, or it is not such a database.
+        PreconditionError: Another process uses it, or it is not such a database. Later, of all methods: it cannot be
+            read or written, for example because the disk is full.
     """
 
     def __init__(self, path: Path) -> None:
+        self._name = path.name
         self._lock = threading.RLock()
         self.news = threading.Condition(self._lock)
         self._database = sqlite3.connect(path, timeout=1, isolation_level=None, check_same_thread=False)
@@ -82,23 +86,34 @@ class State:
             self._database.close()
             reason = "another process uses it" if "locked" in str(error) else str(error)
             raise PreconditionError(f"the state {path.name} cannot be used: {reason}") from None
+        self._waiting: Counter[str] = Counter()
+        self._count()
+
+    def _count(self) -> None:
+        # Kept in memory, since counting 100,000 rows before each post would take longer than the post.
+        self._waiting = Counter(dict(self._rows("SELECT hook, count(*) FROM posts GROUP BY hook")))
 
     @contextmanager
     def changing(self) -> Iterator[None]:
         """Return a context manager for one transaction; threads that wait for posts are woken at its end."""
         with self._lock:
-            self._database.execute("BEGIN")
+            self._rows("BEGIN")
             try:
                 yield
+                self._rows("COMMIT")
             except BaseException:
-                self._database.execute("ROLLBACK")
+                if self._database.in_transaction:
+                    self._rows("ROLLBACK")
+                self._count()
                 raise
-            self._database.execute("COMMIT")
             self.news.notify_all()
 
     def _rows(self, statement: str, *values: Any) -> list[Any]:
         with self._lock:
-            return self._database.execute(statement, values).fetchall()
+            try:
+                return self._database.execute(statement, values).fetchall()
+            except sqlite3.DatabaseError as error:
+                raise PreconditionError(f"the state {self._name} cannot be used: {error}") from error
 
     # The position.
 
@@ -112,7 +127,24 @@ class State:
         for name, value in ((_TOKEN, token), (_MODELS, json.dumps(list(model_ids)))):
             self._rows("INSERT OR REPLACE INTO texts VALUES (?, ?)", name, value)
 
-    # Known versions, aliases and consumers.
+    # Known models, versions, aliases and consumers.
+
+    def note_number(self, model_id: str, number: int) -> None:
+        """Record the newest version whose events were queued; numbers of a model that was created again are lower."""
+        self._rows("INSERT OR REPLACE INTO numbers VALUES (?, ?)", model_id, number)
+
+    def note_model(self, model_id: str) -> None:
+        """Record that a model exists."""
+        self._rows("INSERT OR IGNORE INTO numbers VALUES (?, 0)", model_id)
+
+    def last_number(self, model_id: str) -> int:
+        """Return the newest version of a model whose events were queued; 0 for none."""
+        rows = self._rows("SELECT version_number FROM numbers WHERE model_id = ?", model_id)
+        return int(rows[0][0]) if rows else 0
+
+    def models(self) -> list[str]:
+        """Return the recorded models."""
+        return [model_id for (model_id,) in self._rows("SELECT model_id FROM numbers")]
 
     def set_aliases(
         self, model_id: str, aliases: dict[str, tuple[int, int]]
@@ -151,14 +183,25 @@ class State:
         )
         return bool(found)
 
-    def transient(self) -> dict[str, int]:
-        """Return the lowest number of a remembered transient version of each model."""
-        return dict(self._rows("SELECT model_id, min(version_number) FROM transient GROUP BY model_id"))
+    def transient_models(self) -> list[str]:
+        """Return the models of which transient versions are remembered."""
+        return [model_id for (model_id,) in self._rows("SELECT DISTINCT model_id FROM transient")]
 
-    def forget_model(self, model_id: str) -> None:
-        """Forget a deleted model."""
+    def transient(self, model_id: str) -> set[int]:
+        """Return the remembered transient versions of a model."""
+        return {number for (number,) in self._rows("SELECT version_number FROM transient WHERE model_id = ?", model_id)}
+
+    def forget_model(self, model_id: str) -> bool:
+        """Forget a deleted model, and return whether it was recorded."""
+        is_known = bool(self._rows("DELETE FROM numbers WHERE model_id = ? RETURNING 1", model_id))
         for table in ("aliases", "transient", "lagging"):
             self._rows(f"DELETE FROM {table} WHERE model_id = ?", model_id)  # noqa: S608 # our own names
+        return is_known
+
+    def forget_models(self) -> None:
+        """Forget all models, before what exists is recorded for the first time."""
+        for table in ("numbers", "aliases", "transient", "lagging"):
+            self._rows(f"DELETE FROM {table}")  # noqa: S608 # our own names
 
     def set_lagging(self, model_id: str, consumer_id: str, *, lags: bool) -> bool:
         """Record whether a consumer lags, and return whether that is new."""
@@ -175,18 +218,28 @@ class State:
     def add_post(self, hook: str, body: bytes) -> None:
         """Queue an event for a receiver."""
         self._rows("INSERT INTO posts (hook, message_id, body) VALUES (?, ?, ?)", hook, f"msg_{uuid.uuid4().hex}", body)
+        self._waiting[hook] += 1
 
     def first_post(self, hook: str) -> Post | None:
         """Return the next event for a receiver."""
+        return next(iter(self.first_posts(hook, 1)), None)
+
+    def first_posts(self, hook: str, count: int) -> list[Post]:
+        """Return the next events for a receiver, in order."""
         rows = self._rows(
-            "SELECT id, message_id, body, tries, first_try FROM posts WHERE hook = ? ORDER BY id LIMIT 1", hook
+            "SELECT id, message_id, body, tries, first_try FROM posts WHERE hook = ? ORDER BY id LIMIT ?", hook, count
         )
-        return Post(*rows[0]) if rows else None
+        return [Post(*row) for row in rows]
 
     def waiting(self, hook: str) -> int:
         """Return how many events wait for a receiver."""
-        count: int = self._rows("SELECT count(*) FROM posts WHERE hook = ?", hook)[0][0]
-        return count
+        with self._lock:
+            return self._waiting[hook]
+
+    def waiting_hooks(self) -> list[str]:
+        """Return the receivers for which events wait, also those that are not configured any more."""
+        with self._lock:
+            return sorted(hook for hook, count in self._waiting.items() if count)
 
     def note_failure(self, post: Post) -> Post:
         """Record a failed try, and return the updated post."""
@@ -195,20 +248,12 @@ class State:
             self._rows("UPDATE posts SET tries = tries + 1, first_try = ? WHERE id = ?", first, post.number)
         return Post(post.number, post.message_id, post.body, post.tries + 1, first)
 
-    def remove_post(self, post: Post) -> None:
-        """Remove an event that was received, or given up."""
+    def remove_posts(self, hook: str, posts: Iterable[Post]) -> None:
+        """Remove events that were received, or given up."""
         with self.changing():
-            self._rows("DELETE FROM posts WHERE id = ?", post.number)
-
-    def remove_others(self, hooks: Iterable[str]) -> dict[str, int]:
-        """Remove the events of hooks that are not configured any more, and return how many of each."""
-        known = set(hooks)
-        counts = dict(self._rows("SELECT hook, count(*) FROM posts GROUP BY hook"))
-        others = {hook: count for hook, count in counts.items() if hook not in known}
-        with self.changing():
-            for hook in others:
-                self._rows("DELETE FROM posts WHERE hook = ?", hook)
-        return others
+            for post in posts:
+                self._rows("DELETE FROM posts WHERE id = ?", post.number)
+                self._waiting[hook] -= 1
 
     def close(self) -> None:
         """Close the database."""

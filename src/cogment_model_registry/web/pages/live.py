@@ -44,6 +44,7 @@ from cogment_model_registry.web.pages.model import CONSUMER_ROWS, NEWEST_FIRST
 from cogment_model_registry.web.registries import Caller, Registry, current
 from cogment_model_registry.web.state import State, caller_of, state_of
 from cogment_model_registry.wire import watching as wire
+from cogment_model_registry.wire.forwarding import Description
 from cogment_model_registry.wire.lifecycle import SERVICE_NAME
 
 PAGES_MAX = 500
@@ -125,13 +126,18 @@ class Feeds:
 
     def __init__(self, state: State) -> None:
         self._state = state
-        self._feeds: dict[tuple[str, str, Subject], Feed] = {}
+        self._feeds: dict[tuple[Description, Subject], Feed] = {}
         self._pages = 0
 
-    async def events(self, caller: Caller, subject: Subject) -> AsyncGenerator[str, None]:
-        """Yield the events for one page, until it is closed or its session ends."""
-        # Rights depend on the token and the host, so pages that share a feed may see the same.
-        key = (caller.token, caller.peer.rpartition(":")[0], subject)
+    async def events(self, caller: Caller, rights: Description, subject: Subject) -> AsyncGenerator[str, None]:
+        """Yield the events for one page, until it is closed or its session ends.
+
+        Args:
+            caller: The caller.
+            rights: The rights of the caller: pages with the same ones see the same, and share a feed.
+            subject: What the page is about.
+        """
+        key = (rights, subject)
         feed = self._feeds.get(key)
         if feed is None or feed.is_over:
             feed = self._feeds[key] = Feed()
@@ -337,24 +343,36 @@ class _Source:
         return self._environment.get_template(name).render(now_ns=time.time_ns(), **values).strip()
 
     async def _watch(self) -> None:
-        """Record that versions or aliases have changed, until it is cancelled."""
-        subject = failures.Subject("watching", self._model_id)
-        path = method_path("Watch", SERVICE_NAME)
-        request = wire.watch_request([self._model_id], "", every=False)
-        backoff = Backoff()
+        """Record that versions or aliases have changed, until it is cancelled.
+
+        Each watch ends with the first change, and the next one begins a second later: otherwise the server would send
+        each of the hundreds of versions that may be published in a second, to every feed.
+        """
+        token, backoff = "", Backoff()
         while True:
-            failure: ModelRegistryError | None = None
+            pause = _LIST_SECONDS
             try:
-                async with streaming(self._registry.calls, path, request, subject, _STREAM_SECONDS) as replies:
-                    while (message := await replies.read()) is not None:
-                        reply = wire.decode_reply(message)
-                        if isinstance(reply, wire.Reply) and isinstance(reply.event, Version | ModelSummary | Gone):
-                            self._is_stale.set()
+                token = await self._changed_after(token)
                 backoff = Backoff()
             except ModelRegistryError as error:
-                failure = error
+                token, pause = "", max(pause, backoff.next_seconds(error))
             self._is_stale.set()
-            await asyncio.sleep(backoff.next_seconds(failure))
+            await asyncio.sleep(pause)
+
+    async def _changed_after(self, token: str) -> str:
+        """Wait for the first change after a token, and return the token of that change."""
+        subject = failures.Subject("watching", self._model_id)
+        path = method_path("Watch", SERVICE_NAME)
+        request = wire.watch_request([self._model_id], token, every=False)
+        calls = self._registry.calls
+        async with streaming(calls, path, request, subject, _STREAM_SECONDS, is_brief=True) as replies:
+            while (message := await replies.read()) is not None:
+                reply = wire.decode_reply(message)
+                if isinstance(reply, wire.Reply):
+                    token = reply.token or token
+                    if isinstance(reply.event, Version | ModelSummary | Gone):
+                        break
+        return token
 
 
 _SESSION_ENDED = "event: ended\ndata:\n\n"
@@ -377,12 +395,13 @@ async def answer(request: Request) -> Response:
             "too many pages are open; this one is not updated",
             {"retry-after": "30"},
         )
-    events = feeds.events(caller, Subject(model_id, query["q"], query["page"]))
     try:
         if query["session"] and not caller.session_id:
             raise UnauthenticatedError("the session has ended")
         if model_id:
             await state.registry.describe_model(model_id)
+        rights = await state.registry.describe_caller()
+        events = feeds.events(caller, rights, Subject(model_id, query["q"], query["page"]))
     except UnauthenticatedError:
         if not query["session"]:
             raise

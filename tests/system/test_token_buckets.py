@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cogment_model_registry.serving.token_buckets import TokenBucket
+from cogment_model_registry.system.token_buckets import TokenBucket
 
 RATES = st.floats(0.001, 1e9)
 STEPS = st.lists(st.tuples(st.floats(0, 1e4), st.floats(0, 1e6)), max_size=50)
