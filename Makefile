@@ -43,9 +43,9 @@ unexport PYTHONDONTWRITEBYTECODE
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-serve: $(VENV)/serve.stamp ## run the model registry for this machine, on its default port, with its archive in ./models/
-	$(BIN)/cogment services model_registry --host=127.0.0.1 --archive_dir=./models/ --grpc_reflection \
-		--http_host=127.0.0.1 --http_port=9080 $(ARGUMENTS)
+serve: $(VENV)/serve.stamp ## run the model registry for this machine, on its default port, with its archive in ./models/ and its audit log in ./audit/
+	$(BIN)/cogment services model_registry --host=127.0.0.1 --archive_dir=./models/ --audit_log=./audit/ \
+		--grpc_reflection --http_host=127.0.0.1 --http_port=9080 $(ARGUMENTS)
 
 test: $(VENV)/develop.stamp ## run all tests
 	$(BIN)/python -m pytest -n 4 --dist worksteal $(ARGUMENTS)
@@ -113,7 +113,7 @@ session: $(VENV)/develop.stamp ## record the session on a terminal that the READ
 lock: $(VENV)/develop.stamp ## pin the dependencies anew
 	$(BIN)/python tools/lock_requirements.py
 
-clean: ## remove everything that these commands made, except the archive in ./models/
+clean: ## remove everything that these commands made, except the archive in ./models/ and the audit log in ./audit/
 	rm -rf .venv .venv-* .cache dist
 
 # The pins come first; then the package itself, without asking for anything more.

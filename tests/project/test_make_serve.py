@@ -24,6 +24,7 @@ def test_it_serves_this_machine_at_the_default_address_of_clients() -> None:
     settings = Settings.load(flags | {"grpc_reflection": "true"}, {})
     assert settings.host == "127.0.0.1"
     assert (settings.http_host, settings.http_port) == ("127.0.0.1", 9080)
+    assert (settings.archive_dir, settings.audit_log) == ("./models/", "./audit/")
     assert DEFAULT.address == f"localhost:{settings.port}" == f"localhost:{Settings().port}"
 
 

@@ -2,11 +2,14 @@
 
 import asyncio
 import contextlib
+import html
 import json
 import math
+import re
 from collections import Counter
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +54,7 @@ from cogment_model_registry.web.registries import Caller, Registry
 from cogment_model_registry.web.state import State
 from cogment_model_registry.wire.forwarding import Description
 from cogment_model_registry.wire.watching import Reply
+from tests.processes import run_cogment
 from tests.waiting import PATIENCE_SECONDS
 from tests.web.http import Http, HttpServer, http_server
 
@@ -538,3 +542,42 @@ def test_pages_share_one_feed(shared_http: HttpServer, registry: ModelRegistry) 
         assert news["tables"]["versions"]["order"] == ["1"]
     for connection in connections:
         connection.close()
+
+
+def _text(http: Http, path: str) -> str:
+    """Return the text of a page, without its tags and with single spaces."""
+    answer = http.get(path, PAGE)
+    assert answer.status == HTTPStatus.OK
+    return " ".join(html.unescape(re.sub(r"<[^>]*>", " ", answer.text)).split())
+
+
+def test_without_a_history_pages_of_aliases_do_not_speak_of_rolling_back(http: Http, registry: ModelRegistry) -> None:
+    for number in range(1, 4):
+        registry.store("walker", b"%d" % number)
+    registry.set_alias("walker", "production", 3)
+    page = _text(http, "/models/walker/aliases/production")
+    assert "Older archived versions" in page
+    assert "Point to 2" in page
+    assert "Roll back" not in page
+    assert "This server keeps no history, because its setting audit_log is not set. With it, this page shows" in page
+    assert "because its setting audit_log is not set." in _text(http, "/models/walker/history")
+
+
+def test_with_a_history_pages_of_aliases_offer_what_had_the_alias_to_those_who_may_read_it(tmp_path: Path) -> None:
+    archive = tmp_path / "archive"
+    with http_server(archive, f"--audit_log={tmp_path / 'audit'}") as server:
+        command = ("token", "create", "--name=mover", "--scope=read", "--scope=alias", f"--archive_dir={archive}")
+        mover = server.http.with_token(run_cogment(*command).stdout.strip())
+        with ModelRegistry(server.endpoint) as registry:
+            for number in range(1, 4):
+                registry.store("walker", b"%d" % number)
+                if number > 1:
+                    registry.set_alias("walker", "production", number)
+        page = _text(server.http, "/models/walker/aliases/production")
+        assert "Was production" in page
+        assert "Roll back to 2 just before" in page
+        assert "Point to 1 –" in page
+        other = _text(mover, "/models/walker/aliases/production")
+        assert "You need the scope admin to read the history." in other
+        assert "Point to 2" in other
+        assert "Roll back" not in other

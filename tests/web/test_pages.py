@@ -229,7 +229,7 @@ async def test_an_alias_is_rolled_back_in_three_clicks_and_back_again(visit: Vis
     _fill(registry)
     await visit.open("/models/walker")
     await visit.follow(visit.page.get_by_role("link", name="production").first)
-    await visit.follow(visit.page.get_by_role("link", name="Roll back to 3"))
+    await visit.follow(visit.page.get_by_role("link", name="Point to 3"))
     assert "production points to version 4 now; it will point to version 3." in await visit.text(".effects")
     assert registry.aliases("walker")["production"].version_number == 4  # nothing has happened yet
     await visit.follow(visit.page.get_by_role("button", name="Move production to 3"))
@@ -480,7 +480,7 @@ async def test_everything_can_be_read_and_changed_without_scripts(
         assert re.search("ago|just now", await visit.text(".versions tbody tr"))
         assert "return 300" in await visit.text(".versions tbody tr")
         await visit.follow(visit.page.get_by_role("link", name="production").first)
-        await visit.follow(visit.page.get_by_role("link", name="Roll back to 3"))
+        await visit.follow(visit.page.get_by_role("link", name="Point to 3"))
         await visit.follow(visit.page.get_by_role("button", name="Move production to 3"))
         assert await visit.text("h1") == "production points to version 3"
 

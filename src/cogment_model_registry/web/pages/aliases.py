@@ -3,13 +3,13 @@
 import asyncio
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from http import HTTPStatus
 
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
-from cogment_model_registry.errors import InvalidError, ModelRegistryError
+from cogment_model_registry.errors import InvalidError, ModelRegistryError, PreconditionError
 from cogment_model_registry.records.history import HistoryEntry
 from cogment_model_registry.records.lifecycle import Alias, ModelSummary, Version
 from cogment_model_registry.web.pages.changes import Outcome, Plan, whole_number
@@ -30,10 +30,12 @@ class History:
     Attributes:
         entries: Changes, newest first.
         problem: Why there are none to read; empty otherwise.
+        is_kept: Whether the server keeps an audit log, as far as the caller may know.
     """
 
     entries: Sequence[HistoryEntry] = ()
     problem: str = ""
+    is_kept: bool = True
 
 
 async def read_history(registry: Registry, rights: Rights, model_id: str, limit: int = _HISTORY_MAX) -> History:
@@ -42,8 +44,10 @@ async def read_history(registry: Registry, rights: Rights, model_id: str, limit:
         return History(problem="You need the scope admin to read the history.")
     try:
         return History(await registry.history(model_id, limit=limit))
+    except PreconditionError:
+        return History(problem="This server keeps no history, because its setting audit_log is not set.", is_kept=False)
     except ModelRegistryError as error:
-        return History(problem=error.message)
+        return History(problem=f"The history is not available. {sentence(error.message)}")
 
 
 async def show(request: Request) -> Response:
@@ -64,7 +68,7 @@ async def show(request: Request) -> Response:
         model=model,
         alias_name=name,
         alias=alias,
-        history=History(entries, history.problem),
+        history=replace(history, entries=entries),
         candidates=candidates(alias, entries, archived),
         now_ns=time.time_ns(),
     )
@@ -77,7 +81,7 @@ def alias_of(model: ModelSummary, name: str) -> Alias | None:
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A version that an alias may be rolled back to.
+    """A version that an alias may be pointed to instead.
 
     Attributes:
         version: The version.
@@ -89,7 +93,7 @@ class Candidate:
 
 
 def candidates(alias: Alias | None, entries: Sequence[HistoryEntry], archived: Sequence[Version]) -> list[Candidate]:
-    """Return the versions to roll an alias back to: those that had it, the last one first; then other older ones."""
+    """Return the versions to move an alias to: those that had it, the last one first; then other older ones."""
     now = alias.version_number if alias else 0
     by_number = {version.number: version for version in archived}
     earlier = dict.fromkeys(

@@ -29,7 +29,7 @@ async def show(request: Request) -> Response:
         (entry, state_text(entry.before, entry.after), state_text(entry.after, entry.before))
         for entry in history.entries
     ]
-    values: dict[str, Any] = {"rows": rows, "problem": history.problem, "now_ns": time.time_ns()}
+    values: dict[str, Any] = {"rows": rows, "history": history, "now_ns": time.time_ns()}
     return state_of(request).templates.page(request, "history.html", rights=rights, model_id=model_id, **values)
 
 
