@@ -65,7 +65,7 @@ async def test_a_client_that_never_says_hello_is_cut(tmp_path: Path, monkeypatch
     monkeypatch.setattr("cogment_model_registry.web.serving.HEAD_SECONDS", 0.2)
     issued = Authority(tmp_path).issue()
     options = WebOptions(
-        socket_path="", descriptors=(), tls_certificate=str(issued.certificate), tls_key=str(issued.key)
+        socket_path="", descriptors=(), grpc_port=9002, tls_certificate=str(issued.certificate), tls_key=str(issued.key)
     )
     server = new_server(Starlette(), Encryption(options), 1.0)
     listening = socket.create_server(("127.0.0.1", 0))

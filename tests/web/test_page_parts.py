@@ -16,6 +16,7 @@ from typing import Any
 import numpy
 import pytest
 from safetensors.numpy import save
+from starlette.datastructures import URL
 from starlette.requests import Request
 from starlette.types import Message
 
@@ -48,7 +49,7 @@ from cogment_model_registry.web.pages.queries import pace_of
 from cogment_model_registry.web.pages.retention import parsed_rules
 from cogment_model_registry.web.pages.rights import rights_of
 from cogment_model_registry.web.pages.tensors import Listing, MalformedError, Tensor, parse_header
-from cogment_model_registry.web.pages.version import quoted_text
+from cogment_model_registry.web.pages.version import quoted_text, retrieval_of
 from cogment_model_registry.web.pages.version_changes import changed_notes
 from cogment_model_registry.web.registries import Caller, Registry
 from cogment_model_registry.web.state import State
@@ -358,7 +359,7 @@ async def test_fifty_first_pages_cost_what_one_costs(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(queries, "named_models", named_models)
     monkeypatch.setattr(consumers, "read_consumers", read_consumers)
     monkeypatch.setattr(live, "_LIST_SECONDS", 3600.0)  # the pause after the first look
-    state = State(WebOptions(socket_path="", descriptors=()), Registry("unused"))
+    state = State(WebOptions(socket_path="", descriptors=(), grpc_port=9002), Registry("unused"))
     feeds = install(state)
     rights = Description("a caller without a token", "anonymous", ("read",))
     pages = [feeds.events(Caller(f"ipv4:10.0.0.{number}:1"), rights, live.Subject()) for number in range(50)]
@@ -377,7 +378,7 @@ async def test_fifty_first_pages_cost_what_one_costs(monkeypatch: pytest.MonkeyP
 
 
 async def test_pages_of_callers_with_other_rights_share_nothing() -> None:
-    state = State(WebOptions(socket_path="", descriptors=()), Registry("unused"))
+    state = State(WebOptions(socket_path="", descriptors=(), grpc_port=9002), Registry("unused"))
     feeds = install(state)
     caller = Caller("ipv4:127.0.0.1:1")
     rights = [
@@ -421,7 +422,7 @@ async def test_a_page_reads_one_change_of_a_busy_model_and_no_more_at_once(monke
     monkeypatch.setattr(live, "streaming", streaming)
     monkeypatch.setattr("cogment_model_registry.wire.watching.watch_request", watch_request)
     monkeypatch.setattr("cogment_model_registry.wire.watching.decode_reply", lambda _message: next(replies))
-    state = State(WebOptions(socket_path="", descriptors=()), Registry("unused"))
+    state = State(WebOptions(socket_path="", descriptors=(), grpc_port=9002), Registry("unused"))
     install(state)
     source = live._Source(state, Feed(), live.Subject("walker"), lambda seconds: seconds)
     assert await source._changed_after("0") == "2"
@@ -581,3 +582,42 @@ def test_with_a_history_pages_of_aliases_offer_what_had_the_alias_to_those_who_m
         assert "You need the scope admin to read the history." in other
         assert "Point to 2" in other
         assert "Roll back" not in other
+
+
+def test_the_commands_that_retrieve_a_version_name_the_server() -> None:
+    version = Version("two legs", 7, 0, True, "", 1)
+    options = WebOptions(socket_path="", descriptors=(), grpc_port=9102)
+    found = retrieval_of(URL("http://models.example:9080/models/x?y=z"), options, version, has_token=False)
+    assert found.notes == []
+    assert found.commands["Command line"] == (
+        "cogment client model_registry retrieve 'two legs' 7 --output=two_legs-7.bin "
+        "--endpoint=grpc://models.example:9102"
+    )
+    assert 'ModelRegistry("grpc://models.example:9102")' in found.commands["Python"]
+    assert found.commands["curl"] == (
+        "curl --fail --output two_legs-7.bin http://models.example:9080/models/two%20legs/versions/7/data"
+    )
+
+
+def test_the_commands_that_retrieve_a_version_have_the_token_and_the_certificates_that_they_need() -> None:
+    version = Version("walker", 7, 0, True, "", 1)
+    options = WebOptions(socket_path="", descriptors=(), grpc_port=9102, tls_certificate="a", tls_key="b")
+    found = retrieval_of(URL("https://[::1]:9080/models/x"), options, version, has_token=True)
+    assert "--endpoint='grpcs://[::1]:9102'" in found.commands["Command line"]
+    assert 'ModelRegistry("grpcs://[::1]:9102")' in found.commands["Python"]
+    assert found.commands["curl"] == (
+        'curl --fail -H "Authorization: Bearer $COGMENT_MODEL_REGISTRY_TOKEN" '
+        '--cacert "$COGMENT_MODEL_REGISTRY_TLS_CA" '
+        "--output walker-7.bin 'https://[::1]:9080/models/walker/versions/7/data'"
+    )
+    assert len(found.notes) == 2
+    options = replace(options, tls_client_ca="c")
+    found = retrieval_of(URL("https://localhost/"), options, version, has_token=False)
+    assert '--key "$COGMENT_MODEL_REGISTRY_CLIENT_KEY"' in found.commands["curl"]
+    assert "Authorization" not in found.commands["curl"]
+
+
+def test_the_page_of_a_version_names_the_port_of_grpc(shared_http: HttpServer, registry: ModelRegistry) -> None:
+    registry.store("walker", b"weights")
+    page = _text(shared_http.http, "/models/walker/versions/1")
+    assert page.count(shared_http.endpoint) == 2

@@ -418,7 +418,9 @@ async def test_a_version_shows_its_tensors_its_lineage_and_how_to_fetch_it(
     assert "actor.weight 4 × 3 float32 48 B" in await visit.text("section[aria-labelledby=tensors] tbody")
     assert await visit.text("section[aria-labelledby=lineage] dd") == "3 ← 2 ← 1"
     commands = await visit.page.locator("pre").all_inner_texts()
-    assert commands[0] == "cogment client model_registry retrieve walker 4 --output=walker-4.bin"
+    assert commands[0] == (
+        f"cogment client model_registry retrieve walker 4 --output=walker-4.bin --endpoint={shared_http.endpoint}"
+    )
     assert commands[2].startswith("curl --fail --output walker-4.bin http://127.0.0.1:")
     path = commands[2].rpartition(str(shared_http.http.port))[2]
     assert shared_http.http.get(path).body == registry.retrieve("walker", 4)

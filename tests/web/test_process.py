@@ -107,7 +107,7 @@ def test_a_port_in_use_fails_the_start_in_one_line(tmp_path: Path) -> None:
 def test_without_its_extra_a_start_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cogment_model_registry.server.web_process.find_spec", lambda _name: None)
     with pytest.raises(StartError, match=r"uvicorn: pip install 'cogment-model-registry\[server,web\]'"):
-        WebProcess(Settings(http_port=free_port(), host="127.0.0.1"), "/nowhere", HttpMetrics("registry"))
+        WebProcess(Settings(http_port=free_port(), host="127.0.0.1"), "/nowhere", 9002, HttpMetrics("registry"))
 
 
 def test_the_port_of_each_address_of_a_host_is_the_same(tmp_path: Path) -> None:

@@ -187,6 +187,7 @@ async def running(settings: Settings, open_backends: OpenBackends = open_backend
         web = await _serve_http(
             stack,
             settings,
+            port,
             [*handlers, own_handlers(Handlers(metrics.observe_call, guard, limits), guard, metrics.registry)],
             metrics=metrics,
             health=health,
@@ -280,6 +281,7 @@ def _monitor(
 async def _serve_http(
     stack: AsyncExitStack,
     settings: Settings,
+    grpc_port: int,
     handlers: Sequence[grpc.GenericRpcHandler],
     *,
     metrics: Metrics,
@@ -291,7 +293,7 @@ async def _serve_http(
         return None
     path = stack.enter_context(socket_path())
     calls = _grpc_server(settings, [ForwardedHandlers(each) for each in handlers], [], health)
-    web = Web(settings, path, calls, metrics.watch_http())
+    web = Web(settings, path, grpc_port, calls, metrics.watch_http())
     stack.callback(web.close)
     if certificates is not None:
         certificates.on_renewed.add(web.renew)

@@ -49,6 +49,7 @@ class WebProcess:
     Args:
         settings: The settings of the server.
         socket_path: The UNIX socket for its calls.
+        grpc_port: The TCP port of gRPC.
         metrics: Gets what it has counted.
 
     Attributes:
@@ -58,7 +59,7 @@ class WebProcess:
         StartError: The extra is not installed, or the port is not available.
     """
 
-    def __init__(self, settings: Settings, socket_path: str, metrics: HttpMetrics) -> None:
+    def __init__(self, settings: Settings, socket_path: str, grpc_port: int, metrics: HttpMetrics) -> None:
         missing = [name for name in _MODULES if find_spec(name) is None]
         if missing:
             install = "pip install 'cogment-model-registry[server,web]'"
@@ -68,6 +69,7 @@ class WebProcess:
         self._options = WebOptions(
             socket_path=socket_path,
             descriptors=tuple(each.fileno() for each in self._sockets),
+            grpc_port=grpc_port,
             hosts=settings.http_hosts,
             tls_certificate=settings.tls_certificate,
             tls_key=settings.tls_key,
@@ -179,6 +181,7 @@ class Web:
     Args:
         settings: The settings of the server.
         socket_path: The UNIX socket for its calls.
+        grpc_port: The TCP port of gRPC for clients.
         calls: The gRPC server, which does not listen yet.
         metrics: Gets what the process has counted.
 
@@ -189,8 +192,10 @@ class Web:
         StartError: The extra is not installed, or the port is not available.
     """
 
-    def __init__(self, settings: Settings, socket_path: str, calls: grpc.aio.Server, metrics: HttpMetrics) -> None:
-        self._process = WebProcess(settings, socket_path, metrics)
+    def __init__(
+        self, settings: Settings, socket_path: str, grpc_port: int, calls: grpc.aio.Server, metrics: HttpMetrics
+    ) -> None:
+        self._process = WebProcess(settings, socket_path, grpc_port, metrics)
         self.port = self._process.port
         self._calls = calls
         self._running: asyncio.Task[None] | None = None

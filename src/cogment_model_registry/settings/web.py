@@ -14,6 +14,7 @@ class WebOptions:
     Attributes:
         socket_path: The UNIX socket at which the registry takes its calls.
         descriptors: The sockets that it accepts connections from, which listen already.
+        grpc_port: The TCP port of gRPC, for the endpoint that pages name.
         hosts: The names by which it is reached; see the setting `http_hosts`.
         tls_certificate: The file of its certificate; empty for no encryption.
         tls_key: The file of the key.
@@ -23,6 +24,7 @@ class WebOptions:
 
     socket_path: str
     descriptors: tuple[int, ...]
+    grpc_port: int
     hosts: tuple[str, ...] = ()
     tls_certificate: str = ""
     tls_key: str = ""

@@ -8,17 +8,22 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 
+from starlette.datastructures import URL
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
+from cogment_model_registry.client.credentials import TOKEN_VARIABLE
+from cogment_model_registry.client.encryption import CA_VARIABLE, CERTIFICATE_VARIABLE, KEY_VARIABLE
 from cogment_model_registry.errors import ModelRegistryError, NotFoundError
+from cogment_model_registry.records.addresses import endpoint_text
 from cogment_model_registry.records.lifecycle import Version
+from cogment_model_registry.settings.web import WebOptions
 from cogment_model_registry.web.errors import RefusedError
 from cogment_model_registry.web.pages import folders, tensors
 from cogment_model_registry.web.pages.formats import path_of
 from cogment_model_registry.web.pages.rights import read_rights
 from cogment_model_registry.web.registries import Registry
-from cogment_model_registry.web.state import registry_of, state_of
+from cogment_model_registry.web.state import caller_of, registry_of, state_of
 
 _CONSUMERS_MAX = 200
 _CHILDREN_MAX = 20
@@ -63,7 +68,9 @@ async def show(request: Request) -> Response:
         listing=listing,
         folder=folder,
         hash_hex=base64.b64decode(version.data_hash).hex() if version.data_hash else "",
-        commands=commands(request, version),
+        retrieval=retrieval_of(
+            request.url, state_of(request).options, version, has_token=bool(caller_of(request).token)
+        ),
         now_ns=time.time_ns(),
     )
 
@@ -149,18 +156,60 @@ def quoted_text(text: str) -> str:
     return f'"{escaped}"'
 
 
-def commands(request: Request, version: Version) -> Mapping[str, str]:
-    """Return the commands that retrieve a version, by the name of the tool."""
+@dataclass(frozen=True, slots=True)
+class Retrieval:
+    """How to retrieve a version.
+
+    Attributes:
+        commands: The commands, by the name of the tool.
+        notes: What they need besides, a sentence each.
+    """
+
+    commands: Mapping[str, str]
+    notes: Sequence[str] = ()
+
+
+def retrieval_of(url: URL, options: WebOptions, version: Version, *, has_token: bool) -> Retrieval:
+    """Return the commands that retrieve a version from this server.
+
+    Args:
+        url: The address of the page, whose host name also reaches gRPC.
+        options: The options of the process.
+        version: The version.
+        has_token: Whether the reader of the page needs a token.
+    """
     model, number = version.model_id, version.number
-    path = path_of("models", model, "versions", number, "data")
-    address = f"{request.url.scheme}://{request.headers.get('host', 'localhost')}"
+    is_encrypted = bool(options.tls_certificate)
+    host = url.hostname or "localhost"
+    grpc_host = f"[{host}]" if ":" in host else host
+    endpoint = endpoint_text(f"{grpc_host}:{options.grpc_port}", is_secure=is_encrypted)
+    address = f"{url.scheme}://{url.netloc}{path_of('models', model, 'versions', number, 'data')}"
     stem = "".join(character if character.isalnum() or character in "-_." else "_" for character in model)
     file = f"{stem}-{number}.bin"
-    return {
-        "Command line": f"cogment client model_registry retrieve {shlex.quote(model)} {number} --output={file}",
-        "Python": (
-            "from cogment_model_registry import ModelRegistry\n\n"
-            f"with ModelRegistry() as registry:\n    data = registry.retrieve({model!r}, {number})"
-        ),
-        "curl": f"curl --fail --output {file} {shlex.quote(address + path)}",
-    }
+    flags, notes = list[str](), list[str]()
+    if has_token:
+        flags.append(f'-H "Authorization: Bearer ${TOKEN_VARIABLE}"')
+        notes.append(f"They take your token from the environment variable {TOKEN_VARIABLE}.")
+    if is_encrypted:
+        flags.append(f'--cacert "${CA_VARIABLE}"')
+        notes.append(
+            f"{CA_VARIABLE} names the PEM file of the authorities that you trust; with a certificate of a public "
+            "authority, leave it unset, and leave out --cacert."
+        )
+    if options.tls_client_ca:
+        flags.append(f'--cert "${CERTIFICATE_VARIABLE}" --key "${KEY_VARIABLE}"')
+        notes.append(f"{CERTIFICATE_VARIABLE} and {KEY_VARIABLE} name the PEM files of your certificate and its key.")
+    return Retrieval(
+        {
+            "Command line": (
+                f"cogment client model_registry retrieve {shlex.quote(model)} {number} --output={file} "
+                f"--endpoint={shlex.quote(endpoint)}"
+            ),
+            "Python": (
+                "from cogment_model_registry import ModelRegistry\n\n"
+                f'with ModelRegistry("{endpoint}") as registry:\n    data = registry.retrieve({model!r}, {number})'
+            ),
+            "curl": " ".join(["curl --fail", *flags, f"--output {file} {shlex.quote(address)}"]),
+        },
+        notes,
+    )
