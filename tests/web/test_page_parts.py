@@ -621,3 +621,15 @@ def test_the_page_of_a_version_names_the_port_of_grpc(shared_http: HttpServer, r
     registry.store("walker", b"weights")
     page = _text(shared_http.http, "/models/walker/versions/1")
     assert page.count(shared_http.endpoint) == 2
+
+
+def test_a_page_with_a_slash_at_the_end_redirects_to_the_page(http: Http, registry: ModelRegistry) -> None:
+    registry.store("two legs", b"weights")
+    answer = http.get("/models/two%20legs/versions/1/?a=b%20c", PAGE)
+    assert answer.status == HTTPStatus.PERMANENT_REDIRECT
+    assert answer.headers["location"] == "/models/two%20legs/versions/1?a=b%20c"
+    assert http.get(answer.headers["location"], PAGE).status == HTTPStatus.OK
+    assert http.get("//elsewhere.example/", PAGE).headers["location"] == "/elsewhere.example"
+    assert http.get("/%5Celsewhere.example/", PAGE).headers["location"] == "/%5Celsewhere.example"
+    assert http.get("/%5Celsewhere.example", PAGE).status == HTTPStatus.NOT_FOUND
+    assert http.form("/models/two%20legs/versions/1/", "", PAGE).status == HTTPStatus.NOT_FOUND

@@ -17,7 +17,7 @@ from cogment_model_registry.settings.web import WebOptions
 from cogment_model_registry.web import api, errors, health, login, pages
 from cogment_model_registry.web.errors import RefusedError
 from cogment_model_registry.web.registries import Registry
-from cogment_model_registry.web.security import Security, own_names
+from cogment_model_registry.web.security import SAFE_METHODS, Security, own_names
 from cogment_model_registry.web.state import State, caller_of, state_of
 from cogment_model_registry.web.tally import Counting, naming
 from cogment_model_registry.web.templates import wants_page
@@ -96,6 +96,10 @@ def _answered(answer: _Answer) -> _Answer:
             return RedirectResponse(f"/login?next={quote(target)}", HTTPStatus.SEE_OTHER)
         status = HTTPStatus(response.status_code)
         detail = getattr(error, "message", None) or getattr(error, "detail", "")
+        if isinstance(error, HTTPException) and error.status_code == HTTPStatus.NOT_FOUND:
+            address = _without_slash(request)
+            if address:
+                return RedirectResponse(address, HTTPStatus.PERMANENT_REDIRECT)
         page = state_of(request).templates.page(request, "problem.html", status, title=status.phrase, detail=detail)
         for name in ("www-authenticate", "retry-after", "allow"):
             if name in response.headers:
@@ -103,6 +107,15 @@ def _answered(answer: _Answer) -> _Answer:
         return page
 
     return answer_fitting
+
+
+def _without_slash(request: Request) -> str:
+    """Return the address of a page without a slash at its end; empty if it has none."""
+    path = request.scope["raw_path"].decode("ascii", "replace")
+    if request.method not in SAFE_METHODS or not path.endswith("/") or not path.strip("/"):
+        return ""
+    query = f"?{request.url.query}" if request.url.query else ""
+    return f"/{path.strip('/')}{query}"  # with one slash at its beginning: two would name another host
 
 
 async def _on_failure(_request: Request, _error: Exception) -> Response:
