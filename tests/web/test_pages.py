@@ -1,5 +1,6 @@
 """The pages in a real browser: what they show, what they change, and that everyone can use them."""
 
+import json
 import re
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest_asyncio
 from safetensors.numpy import save
 
 from cogment_model_registry import ModelRegistry, RetentionRule
+from cogment_model_registry.web.pages.formats import metric_text
 from tests.processes import run_cogment
 from tests.waiting import eventually
 from tests.web.browser import NARROW, WIDE, Visit, chromium, visiting
@@ -446,6 +448,53 @@ async def test_curves_are_drawn_of_metrics_over_versions(visit: Visit, registry:
     await visit.open("/models/walker")
     await visit.wait_for("document.querySelectorAll('.curve canvas').length == 2")
     assert "highest 500 at 5, last 300" in await visit.text(".curves")
+
+
+async def test_metrics_without_curves_and_links_are_named(visit: Visit, registry: ModelRegistry) -> None:
+    names = [f"loss-{number:02d}" for number in range(26)]
+    for value in range(2):
+        registry.publish("walker", b"%d" % value, metrics={**dict.fromkeys(names, float(value)), "return": 1.0})
+    registry.publish("walker", b"2", metrics={"return": 2.0})  # the most frequent one
+    await visit.open("/models/walker")
+    await visit.wait_for("document.querySelectorAll('.curve canvas').length == 24")
+    titles = await visit.page.locator(".curve b").all_inner_texts()
+    assert titles == ["return", *names[:23]]
+    assert await visit.page.locator(".orders .name").all_inner_texts() == titles
+    section = await visit.text("section[aria-labelledby=metrics]")
+    assert "Without curves, since there are too many metrics: loss-23, loss-24, loss-25." in section
+    assert "Without links, since there are too many metrics: loss-23, loss-24, loss-25." in section
+
+
+async def test_curves_of_the_greatest_and_the_least_numbers_have_axes(visit: Visit, registry: ModelRegistry) -> None:
+    for number in range(4):
+        sign = 1 if number % 2 else -1
+        metrics = {"huge": sign * 1e308, "tiny": sign * 5e-324, "large": 3e40 + number * 1e39, "some": 1234567.9}
+        registry.publish("walker", b"%d" % number, metrics=metrics)
+    await visit.open("/models/walker")
+    await visit.wait_for("document.querySelectorAll('.curve canvas').length == 4")
+    # Of what is drawn, only pixels remain: of the line, and of the texts to the left of it.
+    pixels = """[...document.querySelectorAll('.curve canvas')].map((canvas) => {
+        const copy = Object.assign(document.createElement('canvas'), {width: canvas.width, height: canvas.height});
+        const context = copy.getContext('2d', {willReadFrequently: true});
+        context.drawImage(canvas, 0, 0);
+        const data = context.getImageData(0, 0, canvas.width, canvas.height).data;
+        let line = 0, label = 0;
+        for (let at = 0; at < data.length; at += 4) {
+            const x = (at / 4) % canvas.width, y = Math.floor(at / 4 / canvas.width);
+            if (data[at + 1] - data[at] > 40) line++; // the line is green
+            else if (data[at + 3] && x < 60 * devicePixelRatio && y < canvas.height - 30 * devicePixelRatio) label++;
+        }
+        return [line, label];
+    })"""
+    await visit.wait_for(f"{pixels}.every(([line, label]) => line > 100 && label > 50)")
+    assert "highest 1e+308 at 2, last 1e+308" in await visit.text(".curves")
+
+
+async def test_scripts_round_metrics_as_the_server_does(visit: Visit, registry: ModelRegistry) -> None:
+    values = [0.0, -0.0, 3.0, -3.0, 487.5, 1 / 3, 1e-9, -2.5e9, 1234567.9, 9999999.4, 0.00012345678, 99999.96, 1e308]
+    values += [123456.7, 0.1 + 0.2, -1e-5, 9.99999e-5, 1e-4, 12345678.0, 2.0000000001, 5e-324]
+    await visit.open("/")
+    assert await visit.page.evaluate(f"{json.dumps(values)}.map(metricText)") == [*map(metric_text, values)]
 
 
 async def test_very_many_small_tensors_are_compared_with_few_requests(

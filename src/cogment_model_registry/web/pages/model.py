@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Sequence
 from http import HTTPStatus
 
@@ -11,6 +12,7 @@ from starlette.responses import JSONResponse, Response
 from cogment_model_registry.errors import InvalidError
 from cogment_model_registry.records.lifecycle import Version
 from cogment_model_registry.web.pages import consumers, queries
+from cogment_model_registry.web.pages.formats import count_text
 from cogment_model_registry.web.pages.queries import VersionPage
 from cogment_model_registry.web.pages.rights import read_rights
 from cogment_model_registry.web.registries import Registry
@@ -23,7 +25,12 @@ VERSION_ROWS = 50
 """How many versions a page of them has."""
 
 NEWEST_FIRST = "version_number desc"
-_METRICS_MAX = 12
+_METRICS_MAX = 24
+"""Of how many metrics a page has curves and links."""
+
+_LEFT_OUT_MAX = 40
+"""How many names of other metrics a page lists."""
+
 _CURVE_VERSIONS = 2000
 """How many of the newest versions the curves show."""
 
@@ -42,6 +49,7 @@ async def show(request: Request) -> Response:
     page, problem = found
     is_newest = not (accepted or token) and order in ("", NEWEST_FIRST)
     pace = await _pace(registry, model_id, page.versions, is_newest=is_newest)
+    names = metric_names(page.versions)
     return state_of(request).templates.page(
         request,
         "model.html",
@@ -52,7 +60,8 @@ async def show(request: Request) -> Response:
         overview=consumers.overview_of(reported),
         consumer_rows=CONSUMER_ROWS,
         page=page,
-        metrics=metric_names(page.versions),
+        metrics=names[:_METRICS_MAX],
+        left_out=listed(names[_METRICS_MAX:]),
         accepted=accepted,
         order=order or NEWEST_FIRST,
         problem=problem,
@@ -82,25 +91,33 @@ async def _pace(registry: Registry, model_id: str, versions: Sequence[Version], 
 
 
 def metric_names(versions: Sequence[Version]) -> list[str]:
-    """Return the names of the metrics of some versions, the most frequent first; at most a bounded number."""
-    counts: dict[str, int] = {}
-    for version in versions:
-        for name in version.metrics:
-            counts[name] = counts.get(name, 0) + 1
-    return sorted(counts, key=lambda name: (-counts[name], name))[:_METRICS_MAX]
+    """Return the names of the metrics of some versions, the most frequent first."""
+    counts = Counter(name for version in versions for name in version.metrics)
+    return sorted(counts, key=lambda name: (-counts[name], name))
+
+
+def listed(names: Sequence[str]) -> str:
+    """Return names as a list in a sentence, which names a bounded number of them."""
+    others = len(names) - _LEFT_OUT_MAX
+    return ", ".join(names[:_LEFT_OUT_MAX]) + (f" and {count_text(others)} others" if others > 0 else "")
 
 
 async def curves(request: Request) -> Response:
-    """Answer with the metrics of the newest versions, oldest first, by name; null where a version has none."""
+    """Answer with the metrics of the newest versions, oldest first, by name; null where a version has none.
+
+    ``left_out`` lists those that are left out, since there are too many.
+    """
     model_id = request.path_params["model_id"]
     registry = registry_of(request)
     versions = await registry.find_versions(model_id, order_by=NEWEST_FIRST, limit=_CURVE_VERSIONS)
     versions.reverse()
-    names = metric_names(versions)
+    all_names = metric_names(versions)
+    names = all_names[:_METRICS_MAX]
     noted = [version for version in versions if any(name in version.metrics for name in names)]
     return JSONResponse(
         {
             "versions": [version.number for version in noted],
             "metrics": {name: [version.metrics.get(name) for version in noted] for name in names},
+            "left_out": listed(all_names[_METRICS_MAX:]),
         }
     )

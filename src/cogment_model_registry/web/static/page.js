@@ -170,6 +170,43 @@ function colour(name) {
   return getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 }
 
+// As Python's format "g" writes it.
+function general(value, digits) {
+  const [mantissa, exponent] = value.toExponential(digits - 1).split("e");
+  const power = Number(exponent);
+  const trimmed = (text) => (text.includes(".") ? text.replace(/\.?0+$/, "") : text);
+  if (power >= -4 && power < digits) return trimmed(value.toFixed(digits - 1 - power));
+  return `${trimmed(mantissa)}e${power < 0 ? "-" : "+"}${String(Math.abs(power)).padStart(2, "0")}`;
+}
+
+// As formats.metric_text writes it.
+function metricText(value) {
+  const size = Math.abs(value);
+  if (value && (size >= 1e7 || size < 1e-4)) return general(value, 4);
+  const whole = Math.round(value) + 0; // without the sign of -0
+  return Math.abs(value - whole) <= 1e-9 * size ? String(whole) : general(value, 6);
+}
+
+// Very large and very small values are drawn as multiples of a power of ten: uPlot has no ticks for them, and the
+// difference of two of them may be infinite. Returns the exponent of that power; 0 for values that can be drawn.
+function exponentOf(values) {
+  const greatest = values.reduce((found, value) => Math.max(found, Math.abs(value)), 0);
+  const exponent = greatest ? Math.floor(Math.log10(greatest)) : 0;
+  return exponent >= 6 || exponent < -4 ? exponent : 0;
+}
+
+// In two steps where that power is less than the least number.
+function scaled(value, exponent) {
+  return exponent < -300 ? (value * 1e300) / 10 ** (exponent + 300) : value / 10 ** exponent;
+}
+
+// The text of a tick that stands for `value` times a power of ten, which may be too large for a number.
+function tickText(value, exponent) {
+  if (!value) return "0";
+  const [mantissa, power] = Number(value.toPrecision(6)).toExponential().split("e");
+  return `${mantissa}e${Number(power) + exponent}`;
+}
+
 function drawCurve(box, name, versions, values, address) {
   const figure = document.createElement("figure");
   figure.className = "curve";
@@ -182,7 +219,7 @@ function drawCurve(box, name, versions, values, address) {
   box.append(figure);
   const last = values.findLastIndex((value) => value !== null);
   const best = values.reduce((found, value, at) => (value !== null && (found < 0 || value > values[found]) ? at : found), -1);
-  const rest = [`highest ${Number(values[best].toPrecision(6))} at `, `, last ${Number(values[last].toPrecision(6))}`];
+  const rest = [`highest ${metricText(values[best])} at `, `, last ${metricText(values[last])}`];
   const link = document.createElement("a");
   link.href = address + versions[best];
   link.textContent = versions[best];
@@ -190,17 +227,20 @@ function drawCurve(box, name, versions, values, address) {
   const showRest = () => { if (!reading.contains(link)) reading.replaceChildren(rest[0], link, rest[1]); };
   showRest();
   const axis = { stroke: () => colour("--quiet"), grid: { stroke: () => colour("--line"), width: 1 }, ticks: { show: false }, font: "11px system-ui" };
+  const exponent = exponentOf(values);
+  const drawn = exponent ? values.map((value) => (value === null ? null : scaled(value, exponent))) : values;
+  const valueAxis = exponent ? { ...axis, size: 66, values: (_, at) => at.map((v) => tickText(v, exponent)) } : { ...axis, size: 52 };
   const chart = new uPlot({
     width: figure.clientWidth, height: 150, legend: { show: false }, cursor: { y: false, points: { size: 7 } },
     scales: { x: { time: false } },
-    axes: [{ ...axis, size: 24, values: (_, at) => at.map((v) => (Number.isInteger(v) ? String(v) : "")) }, { ...axis, size: 52 }],
+    axes: [{ ...axis, size: 24, values: (_, at) => at.map((v) => (Number.isInteger(v) ? String(v) : "")) }, valueAxis],
     series: [{}, { stroke: () => colour("--accent"), width: 1.5, spanGaps: true, points: { show: versions.length < 60, size: 4 } }],
     hooks: { setCursor: [(u) => {
       const at = u.cursor.idx;
       const has = at !== null && at !== undefined && values[at] !== null && values[at] !== undefined;
-      if (has) setText(reading, `version ${versions[at]}: ${Number(values[at].toPrecision(6))}`); else showRest();
+      if (has) setText(reading, `version ${versions[at]}: ${metricText(values[at])}`); else showRest();
     }] },
-  }, [versions, values], figure);
+  }, [versions, drawn], figure);
   chart.over.addEventListener("click", () => {
     if (chart.cursor.idx !== null) location.assign(address + versions[chart.cursor.idx]);
   });
@@ -212,10 +252,15 @@ async function drawCurves(box) {
   if (typeof uPlot === "undefined") return;
   const answer = await fetch(box.dataset.curves, { headers: { accept: "application/json" } });
   if (!answer.ok) return;
-  const { versions, metrics } = await answer.json();
+  const { versions, metrics, left_out: leftOut } = await answer.json();
   if (versions.length < 2) return;
   box.hidden = false;
-  for (const [name, values] of Object.entries(metrics).slice(0, 6)) drawCurve(box, name, versions, values, box.dataset.versions);
+  for (const [name, values] of Object.entries(metrics)) drawCurve(box, name, versions, values, box.dataset.versions);
+  if (!leftOut) return;
+  const note = document.createElement("p");
+  note.className = "quiet";
+  note.textContent = `Without curves, since there are too many metrics: ${leftOut}.`;
+  box.after(note);
 }
 
 for (const block of document.querySelectorAll("[data-copy]")) {
