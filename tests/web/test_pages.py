@@ -622,3 +622,43 @@ async def _expect_other_tabs_to_end(visit: Visit) -> None:
     async with live.expect_navigation():
         await live.get_by_role("link", name="Log in again").click()
     assert live.url.endswith("/login?next=%2Fmodels%2Fwalker")
+
+
+async def test_long_numbers_wrap(browser: Any, shared_http: HttpServer, registry: ModelRegistry) -> None:
+    tensor = {"dtype": "X1", "shape": [2**62] * 64, "data_offsets": [0, 4]}
+    header = json.dumps({"a": tensor, "b" * 500: tensor}).encode()
+    for _ in range(2):
+        registry.store("walker", len(header).to_bytes(8, "little") + header + b"1234")
+    for size in (WIDE, NARROW):
+        async with visiting(browser, shared_http.http.port, size) as visit:
+            for path in ("/models/walker/versions/1", "/models/walker/compare?first=1&second=2"):
+                await visit.open(path)
+                boxes = ".scroll, main"
+                widths = f"[...document.querySelectorAll('{boxes}')].map((each) => each.scrollWidth / each.clientWidth)"
+                wide = await visit.page.evaluate(widths)
+                assert max(wide) <= (1 if size == WIDE else 2), (path, size, wide)
+                assert await visit.page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+
+
+async def test_the_history_wraps_between_words(browser: Any, tmp_path: Path) -> None:
+    with http_server(tmp_path / "archive", f"--audit_log={tmp_path / 'audit'}") as server:
+        with ModelRegistry(server.endpoint) as registry:
+            _fill(registry)
+            registry.set_alias("walker", "an-alias-with-a-name-that-takes-much-of-the-width-of-a-table", 4)
+            registry.set_retention("walker", [RetentionRule("archived", "version_number >= 3", keep_last=2)])
+            registry.set_retention("walker", [RetentionRule("any", "version_number >= 4", keep_last=3)])
+        words = """[...document.querySelectorAll('tbody td, tbody th')].flatMap((cell) => {
+            const texts = document.createTreeWalker(cell, NodeFilter.SHOW_TEXT), broken = [];
+            while (texts.nextNode()) for (const word of texts.currentNode.data.matchAll(/\\w+/g)) {
+                const range = document.createRange();
+                range.setStart(texts.currentNode, word.index);
+                range.setEnd(texts.currentNode, word.index + word[0].length);
+                if (range.getClientRects().length > 1) broken.push(word[0]);
+            }
+            return broken;
+        })"""
+        for size in (WIDE, NARROW):
+            async with visiting(browser, server.http.port, size) as visit:
+                await visit.open("/models/walker/history")
+                assert "version_number" in await visit.text("tbody")
+                assert await visit.page.evaluate(words) == []
