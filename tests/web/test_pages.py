@@ -662,3 +662,35 @@ async def test_the_history_wraps_between_words(browser: Any, tmp_path: Path) -> 
                 await visit.open("/models/walker/history")
                 assert "version_number" in await visit.text("tbody")
                 assert await visit.page.evaluate(words) == []
+
+
+async def test_versions_are_named_by_aliases_too_and_what_is_wrong_is_said(
+    visit: Visit, registry: ModelRegistry
+) -> None:
+    _fill(registry)
+    await visit.open("/models/walker/versions/1")
+    other = visit.page.get_by_label("Compare with version")
+    assert await other.input_value() == ""
+    await other.fill("production")
+    await visit.follow(visit.page.get_by_role("button", name="Compare"))
+    assert "Version 4" in await visit.text("section[aria-labelledby=records] thead")
+    await visit.page.get_by_label("with", exact=True).fill("canary")
+    await visit.follow(visit.page.get_by_role("button", name="Compare"))
+    assert await visit.text("[role=alert]") == (
+        'The model has no alias "canary"; the second version must be the number of a version, or an alias.'
+    )
+    await visit.open("/models/walker/aliases/canary/move")
+    assert await visit.page.get_by_role("alert").count() == 0
+    for text, problem in (
+        ("99", "The model has no version 99; the version must be the number of a version, or an alias."),
+        ("none", 'The model has no alias "none"; the version must be the number of a version, or an alias.'),
+        ("0", "The version must be the number of a version, 1 or more, or an alias."),
+    ):
+        await visit.page.get_by_label("Version").fill(text)
+        await visit.enter()
+        assert await visit.text("#version-problem") == problem
+    await visit.page.get_by_label("Version").fill("production")
+    await visit.enter()
+    assert "it will point to version 4" in await visit.text(".effects")
+    await visit.follow(visit.page.get_by_role("button", name="Create canary"))
+    assert registry.aliases("walker")["canary"].version_number == 4

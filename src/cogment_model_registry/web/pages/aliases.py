@@ -12,7 +12,7 @@ from starlette.responses import RedirectResponse, Response
 from cogment_model_registry.errors import InvalidError, ModelRegistryError, PreconditionError
 from cogment_model_registry.records.history import HistoryEntry
 from cogment_model_registry.records.lifecycle import Alias, ModelSummary, Version
-from cogment_model_registry.web.pages.changes import Outcome, Plan, whole_number
+from cogment_model_registry.web.pages.changes import Outcome, Plan, named_version, whole_number
 from cogment_model_registry.web.pages.consumers import CONSUMERS_MAX
 from cogment_model_registry.web.pages.formats import path_of, sentence, with_query
 from cogment_model_registry.web.pages.rights import Rights, read_rights
@@ -123,9 +123,9 @@ async def plan_move(request: Request, rights: Rights, fields: Mapping[str, str])
     refusal = "" if rights.may("alias", model_id, name) else f"You need the scope alias for {name}."
     text, problems = fields.get("version", "").strip(), dict[str, str]()
     try:
-        number = whole_number(text, "the version")
+        version = await named_version(registry, model_id, text, "the version")
     except InvalidError as error:
-        problems = {"version": sentence(error.message)} if text else {}
+        problems = {"version": sentence(error.message)} if "version" in fields else {}
         return Plan(
             f"Point {name} to a version",
             [_now(name, alias)],
@@ -137,7 +137,6 @@ async def plan_move(request: Request, rights: Rights, fields: Mapping[str, str])
             problems=problems,
             refusal=refusal,
         )
-    version = await registry.describe_version(model_id, number)
     running = [each for each in await registry.consumers(model_id, limit=CONSUMERS_MAX) if each.is_live]
     effects = [_move(name, alias, version.number)]
     if alias is None or alias.version_number != version.number:

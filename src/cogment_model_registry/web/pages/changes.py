@@ -23,12 +23,17 @@ from cogment_model_registry.errors import (
     ModelRegistryError,
     NotFoundError,
     PreconditionError,
+    quoted,
 )
+from cogment_model_registry.records.lifecycle import Version
 from cogment_model_registry.web import errors
 from cogment_model_registry.web.forms import read_form
 from cogment_model_registry.web.pages.formats import sentence
 from cogment_model_registry.web.pages.rights import Rights, read_rights
+from cogment_model_registry.web.registries import Registry
 from cogment_model_registry.web.state import state_of
+
+_NUMBER_MAX_CHARACTERS = 19
 
 DIGEST_FIELD = "confirmed"
 """The field of a form that has the digest of its plan."""
@@ -182,6 +187,29 @@ def in_words(error: ModelRegistryError) -> str:
     return f"Nothing was changed. {sentence(error.message)}"
 
 
+async def named_version(registry: Registry, model_id: str, text: str, what: str) -> Version:
+    """Return the version that a field of a form names by its number or by an alias.
+
+    Args:
+        registry: The registry.
+        model_id: The model, which exists.
+        text: The field.
+        what: What the field is for, at the beginning of a message.
+
+    Raises:
+        InvalidError: It names none; the message says why.
+    """
+    text = text.strip()
+    key: int | str = int(text) if text.isascii() and text.isdecimal() and len(text) <= _NUMBER_MAX_CHARACTERS else text
+    if not text or key == 0 or "/" in text:
+        raise InvalidError(f"{what} must be the number of a version, 1 or more, or an alias")
+    try:
+        return await registry.describe_version(model_id, key)
+    except NotFoundError:
+        name = f"version {key}" if isinstance(key, int) else f"alias {quoted(text[:80])}"
+        raise InvalidError(f"the model has no {name}; {what} must be the number of a version, or an alias") from None
+
+
 def whole_number(text: str, what: str, *, least: int = 1) -> int:
     """Return the number in a field of a form.
 
@@ -189,7 +217,7 @@ def whole_number(text: str, what: str, *, least: int = 1) -> int:
         InvalidError: It has none, or a smaller one than `least`.
     """
     text = text.strip()
-    if not text.isascii() or not text.isdecimal() or len(text) > 19 or int(text) < least:
+    if not text.isascii() or not text.isdecimal() or len(text) > _NUMBER_MAX_CHARACTERS or int(text) < least:
         raise InvalidError(f"{what} must be a whole number, {least} or more")
     return int(text)
 

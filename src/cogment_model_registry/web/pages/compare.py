@@ -13,8 +13,9 @@ from cogment_model_registry.records.lifecycle import Version
 from cogment_model_registry.records.sizes import MIB
 from cogment_model_registry.web.disconnects import while_connected
 from cogment_model_registry.web.pages import tensors
-from cogment_model_registry.web.pages.changes import whole_number
+from cogment_model_registry.web.pages.changes import named_version
 from cogment_model_registry.web.pages.differences import COMPARISON_SECONDS, Difference, compare, has_numpy
+from cogment_model_registry.web.pages.formats import sentence
 from cogment_model_registry.web.pages.rights import read_rights
 from cogment_model_registry.web.pages.tensors import Listing, Tensor
 from cogment_model_registry.web.registries import Registry
@@ -85,15 +86,15 @@ async def show(request: Request) -> Response:
     """Answer with the page."""
     model_id = request.path_params["model_id"]
     registry = registry_of(request)
-    rights = await read_rights(request)
+    rights, _ = await asyncio.gather(read_rights(request), registry.describe_model(model_id))
     fields = [request.query_params.get(name, "") for name in _FIELDS]
     problem, found = "", list[Version]()
     try:
-        numbers = [whole_number(field, f"the {name} version") for name, field in zip(_FIELDS, fields, strict=True)]
+        if any(fields):
+            pairs = zip(_FIELDS, fields, strict=True)
+            found = [await named_version(registry, model_id, text, f"the {name} version") for name, text in pairs]
     except InvalidError as error:
-        problem = error.message if any(fields) else ""
-    else:
-        found = [await registry.describe_version(model_id, number) for number in numbers]
+        problem = sentence(error.message)
     values: Mapping[str, Any] = {"versions": None}
     if found:
         work = _compared(registry, *found, is_asked=request.query_params.get("tensors") == "yes")
