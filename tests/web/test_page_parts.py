@@ -49,6 +49,7 @@ from cogment_model_registry.web.pages.queries import pace_of
 from cogment_model_registry.web.pages.retention import parsed_rules
 from cogment_model_registry.web.pages.rights import rights_of
 from cogment_model_registry.web.pages.tensors import Listing, MalformedError, Tensor, parse_header
+from cogment_model_registry.web.pages.unknown_names import names_in
 from cogment_model_registry.web.pages.version import quoted_text, retrieval_of
 from cogment_model_registry.web.pages.version_changes import changed_notes
 from cogment_model_registry.web.registries import Caller, Registry
@@ -633,3 +634,34 @@ def test_a_page_with_a_slash_at_the_end_redirects_to_the_page(http: Http, regist
     assert http.get("/%5Celsewhere.example/", PAGE).headers["location"] == "/%5Celsewhere.example"
     assert http.get("/%5Celsewhere.example", PAGE).status == HTTPStatus.NOT_FOUND
     assert http.form("/models/two%20legs/versions/1/", "", PAGE).status == HTTPStatus.NOT_FOUND
+
+
+@pytest.mark.parametrize(
+    ("accepted", "names"),
+    [
+        ("archived = true", []),
+        ("metrics.return > 1 AND metrics.return < 9", [("metrics", "return")]),
+        (
+            '(tags."two words" = x OR tags:a/b) -user_data.x = y',
+            [("tags", '"two words"'), ("tags", "a/b"), ("user_data", "x")],
+        ),
+        ("tags.note = \"metrics.none\" AND tags.b = 'tags.none'", [("tags", "note"), ("tags", "b")]),
+        (" ".join(f"metrics.m{number} = 1" for number in range(9)), [("metrics", f"m{number}") for number in range(4)]),
+    ],
+)
+def test_names_in_a_filter_are_found(accepted: str, names: list[tuple[str, str]]) -> None:
+    assert names_in(accepted) == names
+
+
+def test_a_name_in_a_filter_that_no_version_has_is_said(http: Http, registry: ModelRegistry) -> None:
+    registry.store("walker", b"weights", metrics={"return": 1.0, "loss": 2.0}, tags={"run": "a"})
+    none = "No version matches this filter."
+    page = _text(http, "/models/walker?filter=metrics.retrun+%3E+0+AND+tags.%22my+tag%22+%3D+x+AND+tags.run+%3D+a")
+    assert (
+        f'{none} No version of this model has the metric retrun. No version of this model has the tag "my tag".' in page
+    )
+    assert "Metrics of the newest versions: loss, return." in page
+    page = _text(http, "/models/walker?filter=metrics.return+%3E+5")
+    assert none in page
+    assert "No version of this model has" not in page
+    assert "No version of this model has" not in _text(http, "/models/walker?filter=NOT+metrics.retrun+%3E+5")

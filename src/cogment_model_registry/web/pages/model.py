@@ -15,6 +15,7 @@ from cogment_model_registry.web.pages import consumers, queries
 from cogment_model_registry.web.pages.formats import count_text
 from cogment_model_registry.web.pages.queries import VersionPage
 from cogment_model_registry.web.pages.rights import read_rights
+from cogment_model_registry.web.pages.unknown_names import unknown_names
 from cogment_model_registry.web.registries import Registry
 from cogment_model_registry.web.state import registry_of, state_of
 
@@ -27,6 +28,9 @@ VERSION_ROWS = 50
 NEWEST_FIRST = "version_number desc"
 _METRICS_MAX = 24
 """Of how many metrics a page has curves and links."""
+
+_PACE_VERSIONS = 10
+"""Over how many of the newest versions the rate of publishing is calculated."""
 
 _LEFT_OUT_MAX = 40
 """How many names of other metrics a page lists."""
@@ -48,7 +52,8 @@ async def show(request: Request) -> Response:
     )
     page, problem = found
     is_newest = not (accepted or token) and order in ("", NEWEST_FIRST)
-    pace = await _pace(registry, model_id, page.versions, is_newest=is_newest)
+    newest = await _newest(registry, model_id, page.versions, is_newest=is_newest)
+    has_none = bool(accepted) and not (page.versions or problem or token)
     names = metric_names(page.versions)
     return state_of(request).templates.page(
         request,
@@ -56,13 +61,15 @@ async def show(request: Request) -> Response:
         HTTPStatus.BAD_REQUEST if problem else HTTPStatus.OK,
         rights=rights,
         model=model,
-        pace=pace,
+        pace=queries.pace_of(newest[:_PACE_VERSIONS]),
         overview=consumers.overview_of(reported),
         consumer_rows=CONSUMER_ROWS,
         page=page,
         metrics=names[:_METRICS_MAX],
         left_out=listed(names[_METRICS_MAX:]),
         accepted=accepted,
+        unknown=await unknown_names(registry, model_id, accepted) if has_none else (),
+        newest_metrics=listed(metric_names(newest)) if has_none else "",
         order=order or NEWEST_FIRST,
         problem=problem,
         is_newest=is_newest,
@@ -84,10 +91,13 @@ async def _versions(
     return page, ""
 
 
-async def _pace(registry: Registry, model_id: str, versions: Sequence[Version], *, is_newest: bool) -> queries.Pace:
-    if not is_newest:
-        versions = (await queries.find_versions(registry, model_id, order_by=NEWEST_FIRST, size=10)).versions
-    return queries.pace_of(versions[:10])
+async def _newest(
+    registry: Registry, model_id: str, versions: Sequence[Version], *, is_newest: bool
+) -> Sequence[Version]:
+    """Return some of the newest versions: those of the page, if it shows the newest ones."""
+    if is_newest:
+        return versions
+    return (await queries.find_versions(registry, model_id, order_by=NEWEST_FIRST, size=_PACE_VERSIONS)).versions
 
 
 def metric_names(versions: Sequence[Version]) -> list[str]:
