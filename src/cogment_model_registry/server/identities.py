@@ -31,7 +31,7 @@ the issuer longer than such a call."""
 
 _HEADER = "authorization"
 _SCHEME = "bearer "
-_MALFORMED = "the metadata authorization is malformed; it must be one Bearer TOKEN"
+_MALFORMED = "authorization is malformed; it must be one Bearer TOKEN"
 
 _READER = Caller(
     "a caller without a token",
@@ -259,7 +259,7 @@ class Identities:
         if self._anonymous == "nothing":
             if call.method in OPEN:
                 return _STRANGER
-            raise UnauthenticatedError("this server needs a token, as the metadata authorization: Bearer TOKEN")
+            raise UnauthenticatedError("this server needs a token; send it as authorization: Bearer TOKEN")
         return _READER
 
 

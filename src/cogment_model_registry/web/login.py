@@ -55,7 +55,7 @@ async def begin(request: Request) -> Response:
         path="/",
         secure=is_secure,
         httponly=True,
-        samesite="strict",
+        samesite="lax",
     )
     return answer
 
@@ -100,7 +100,7 @@ async def end(request: Request) -> Response:
         path="/",
         secure=is_secure,
         httponly=True,
-        samesite="strict",
+        samesite="lax",
     )
     return answer
 

@@ -142,6 +142,17 @@ def session_id_of(scope: Scope) -> str:
     return found
 
 
+def _headers_of(scope: Scope) -> Mapping[str, str]:
+    """Return what each answer to a request has.
+
+    Browsers apply strict transport security to all ports of a host (RFC 6797, section 8.3), and so to what others serve
+    there without encryption: only a server on the port of HTTPS may ask for it.
+    """
+    if scope["scheme"] == "https" and _port_of(Headers(scope=scope).get("host", "")) in ("", "443"):
+        return {**_HEADERS, "strict-transport-security": _STRICT_TRANSPORT}
+    return _HEADERS
+
+
 class Security:
     """Checks each request first, and adds headers to each answer.
 
@@ -161,8 +172,7 @@ class Security:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        added = _HEADERS if scope["scheme"] == "http" else {**_HEADERS, "strict-transport-security": _STRICT_TRANSPORT}
-        with_headers = _adding(added, send)
+        with_headers = _adding(_headers_of(scope), send)
         try:
             caller = self._admitted(scope)
         except RefusedError as error:
@@ -179,13 +189,17 @@ class Security:
         """Return the caller.
 
         Raises:
-            RefusedError: The host is not this server, the page is of another site, the token is malformed, or the
-                client has no address any more.
+            RefusedError: The host is not this server, the page is of another site, the token is malformed, the length
+                of the body has two meanings, or the client has no address any more.
         """
         headers = Headers(scope=scope)
         hosts = headers.getlist("host")
         if len(hosts) != 1 or not _host_of(hosts[0]):
             raise RefusedError(HTTPStatus.BAD_REQUEST, "a request must have one header Host, of a host and a port")
+        if "content-length" in headers and "transfer-encoding" in headers:
+            # A proxy may go by the other one, and take the rest for another request (RFC 9112, section 6.3).
+            message = "a request must not have both headers Content-Length and Transfer-Encoding"
+            raise RefusedError(HTTPStatus.BAD_REQUEST, message, {"Connection": "close"})
         # Over TLS, the certificate proves the name.
         if scope["scheme"] == "http" and not is_own_host(hosts[0], self._names):
             host = quoted(_host_of(hosts[0]))
