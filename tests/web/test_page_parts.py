@@ -178,6 +178,9 @@ def test_a_type_with_the_name_of_another_one_is_not_compared_with_it() -> None:
 
 async def test_a_comparison_ends_with_the_connection_of_its_client(monkeypatch: pytest.MonkeyPatch) -> None:
     class Registry:
+        async def describe_model(self, _model_id: str) -> None:
+            return None
+
         async def describe_version(self, _model_id: str, number: int) -> int:
             return number
 
