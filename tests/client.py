@@ -181,8 +181,9 @@ async def status_of(call: Awaitable[object]) -> grpc.StatusCode:
     """Return the status of a call."""
     try:
         await call
-    except grpc.aio.AioRpcError as error:
-        return error.code()
+    except grpc.RpcError as error:
+        code: grpc.StatusCode = error.code()
+        return code
     return grpc.StatusCode.OK
 
 

@@ -392,18 +392,20 @@ def test_waiting_events_of_a_hook_that_was_renamed_are_in_the_dead_letters(
     registry: ModelRegistry, shared_endpoint: str, receiver: Receiver, tmp_path: Path
 ) -> None:
     url = f"http://127.0.0.1:{free_port()}/"
-    with posting(configured(tmp_path, hook(url, "version.published", name="old")), shared_endpoint) as webhooks:
+    old, other = hook(url, "version.published", name="old"), hook(receiver.url(), "version.published", name="other")
+    with posting(configured(tmp_path, old, other), shared_endpoint) as webhooks:
         registry.publish("policy", b"1")
         registry.publish("policy", b"2")
         webhooks.wait_for_line("hook=old .* failed")
+        receiver.wait_for(2)  # an event waits for all hooks before it is posted to one
     config = configured(tmp_path, hook(receiver.url(), "version.published", name="new"))
     with posting(config, shared_endpoint) as webhooks:
         webhooks.wait_for_line("hook=old is not configured any more; events given up: 2")
         registry.publish("policy", b"3")
-        receiver.wait_for(1)
+        receiver.wait_for(3)
     letters = [json.loads(line) for line in (tmp_path / "hooks.dead.jsonl").read_text().splitlines()]
     assert [(each["hook"], each["event"]["data"]["number"]) for each in letters] == [("old", 1), ("old", 2)]
-    assert [each.event["data"]["number"] for each in receiver.posts] == [3]
+    assert [each.event["data"]["number"] for each in receiver.posts] == [1, 2, 3]
 
 
 def test_receivers_that_hang_hold_up_neither_others_nor_the_end(

@@ -9,7 +9,7 @@ import grpc.aio
 import pytest
 
 from cogment_model_registry.testing.bytes import hash_of
-from tests.client import Client, connected, status_of
+from tests.client import Client, connected, status_of, upload
 from tests.object_store import BUCKET, object_server
 from tests.processes import server_process
 from tests.server.test_health import NOT_SERVING, SERVING, check
@@ -44,8 +44,8 @@ class Storer:
         while not self._is_stopped:
             data = payload(f"{self.model_id}{len(self.acknowledged) + self.failed}", self._size_bytes)
             try:
-                info = await self._client.store(self.model_id, data)
-            except grpc.aio.AioRpcError as error:
+                info = await self._client.create_version_to_the_end(upload(self.model_id, data, archived=True))
+            except grpc.RpcError as error:
                 if error.code() is not UNAVAILABLE:
                     raise
                 self.failed += 1
@@ -89,7 +89,9 @@ async def through_an_outage(
     await asyncio.to_thread(end)
     await client.publish("transient", b"published during the outage")
     assert await client.data("transient") == b"published during the outage"
-    assert await status_of(client.store("transient", b"stored")) is UNAVAILABLE
+    assert (
+        await status_of(client.create_version_to_the_end(upload("transient", b"stored", archived=True))) is UNAVAILABLE
+    )
     await eventually(lambda: has_failed(storers, failed))
     await eventually(lambda: has_health(client, NOT_SERVING))
     assert await client.data("transient") == b"published during the outage"

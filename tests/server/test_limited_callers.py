@@ -282,7 +282,7 @@ async def test_an_upload_and_a_retrieval_are_slowed_down_to_the_rate_and_others_
 
 async def test_slowed_uploads_hold_up_no_other_upload(tmp_path: Path, clock: Clock) -> None:
     async with (
-        limited(tmp_path, caller_bytes_per_second=MIB) as server,
+        limited(tmp_path, caller_bytes_per_second=MIB, cache_max_bytes=128 * MIB) as server,  # room for all
         callers(server, "greedy", "modest") as (greedy, modest),
     ):
         await Client(greedy.channel).create_model("m")
