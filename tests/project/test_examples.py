@@ -21,6 +21,7 @@ import pytest
 from cogment_model_registry import ModelRegistry, VersionInfo
 from cogment_model_registry import numpy as tensors
 from tests.processes import START_SECONDS, clean_environment, run, server_process
+from tests.waiting import wait_until
 
 EXAMPLES = Path(__file__).parent.parent.parent / "examples"
 TRAIN = EXAMPLES / "cartpole/train.py"
@@ -155,7 +156,10 @@ def test_an_evaluator_waits_for_the_model_and_ctrl_c_ends_it(port: int, registry
 def test_a_training_without_a_server_starts_one_and_ctrl_c_ends_all_processes(tmp_path: Path) -> None:
     plot = tmp_path / "returns.png"
     with started(TRAIN, "--updates=100000", "--actors=2", f"--plot={plot}") as process:
+        model_id, endpoint = wait_for_line(process.stdout, r"training (\S+) with the registry at (\S+)").groups()
         wait_for_line(process.stdout, r"actor 2: begins with version")
+        with ModelRegistry(endpoint) as registry:  # an update was learned, so there is something to plot
+            wait_until(lambda: registry.list_versions(model_id)[-1].number > 1)
         all_processes = family(process)
         assert len(all_processes) >= 1 + 2 + 1
         os.killpg(process.pid, signal.SIGINT)
