@@ -4,8 +4,7 @@ They are plain numbers that only the event loop changes, and become metrics when
 counters lock each change, which took a tenth of the time of a small call.
 """
 
-from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 
@@ -14,26 +13,7 @@ from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
 from cogment_model_registry.serving.calls import Call
-
-_BUCKETS = (
-    0.0005,
-    0.001,
-    0.0025,
-    0.005,
-    0.01,
-    0.025,
-    0.05,
-    0.1,
-    0.25,
-    0.5,
-    1.0,
-    2.5,
-    5.0,
-    10.0,
-    30.0,
-    60.0,
-    300.0,
-)
+from cogment_model_registry.system.durations import BUCKETS, count_duration, no_durations
 
 
 @dataclass(eq=False, slots=True)
@@ -45,7 +25,7 @@ class _Totals:
     received_messages: int = 0
     sent_bytes: int = 0
     sent_messages: int = 0
-    in_bucket: list[int] = field(default_factory=lambda: [0] * (len(_BUCKETS) + 1))
+    in_bucket: list[int] = field(default_factory=no_durations)
     by_status: dict[str, int] = field(default_factory=dict)
 
 
@@ -66,7 +46,7 @@ class CallMetrics(Collector):
         if totals is None:
             totals = self._methods[call.method] = _Totals()
         totals.by_status[status] = totals.by_status.get(status, 0) + 1
-        totals.in_bucket[bisect_left(_BUCKETS, seconds)] += 1
+        count_duration(totals.in_bucket, seconds)
         totals.seconds += seconds
         totals.received_bytes += call.received_bytes
         totals.received_messages += call.received_messages
@@ -85,16 +65,9 @@ class CallMetrics(Collector):
             for status, count in sorted(totals.by_status.items()):
                 calls.add_metric([method, status], count)
         yield calls
-        durations = HistogramMetricFamily(
-            f"{self._namespace}_call_seconds",
-            "Duration of finished calls, streams from first to last.",
-            labels=["method"],
-        )
-        bounds = [*map(floatToGoString, _BUCKETS), "+Inf"]
-        for method, totals in methods:
-            buckets = [(bound, float(count)) for bound, count in zip(bounds, accumulate(totals.in_bucket), strict=True)]
-            durations.add_metric([method], buckets, totals.seconds)
-        yield durations
+        text = "Duration of finished calls, streams from first to last."
+        durations = [(method, totals.in_bucket, totals.seconds) for method, totals in methods]
+        yield histogram(f"{self._namespace}_call_seconds", text, "method", durations)
         for name, text in (
             ("received_bytes", "Bytes of request messages."),
             ("received_messages", "Request messages."),
@@ -108,3 +81,19 @@ class CallMetrics(Collector):
 
     def _counter(self, name: str, text: str, labels: Sequence[str]) -> CounterMetricFamily:
         return CounterMetricFamily(f"{self._namespace}_{name}", text, labels=labels)
+
+
+def histogram(name: str, text: str, label: str, durations: Iterable[tuple[str, Sequence[int], float]]) -> Metric:
+    """Return the metric of durations.
+
+    Args:
+        name: Its name.
+        text: Its description.
+        label: The name of its label.
+        durations: For each value of the label, the counts for each bucket alone, and the sum in seconds.
+    """
+    family = HistogramMetricFamily(name, text, labels=[label])
+    bounds = [*map(floatToGoString, BUCKETS), "+Inf"]
+    for value, in_bucket, seconds in durations:
+        family.add_metric([value], [*zip(bounds, map(float, accumulate(in_bucket)), strict=True)], seconds)
+    return family

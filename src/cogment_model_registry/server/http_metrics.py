@@ -1,13 +1,12 @@
 """The metrics of the process that serves HTTP, which reports every second what it has counted."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import accumulate
 
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
-from prometheus_client.utils import floatToGoString
 
-from cogment_model_registry.wire.http_reports import BUCKETS, Counts, Report, State
+from cogment_model_registry.server.call_metrics import histogram
+from cogment_model_registry.wire.http_reports import Counts, Report, State
 
 _LOGINS = ("accepted", "refused", "limited")
 
@@ -79,13 +78,8 @@ class HttpMetrics(Collector):
 
     def _durations(self, operations: Sequence[tuple[str, Counts]]) -> Metric:
         text = "Duration of requests over HTTP, until the last byte of the answer was sent."
-        family = HistogramMetricFamily(f"{self._prefix}_request_seconds", text, labels=["operation"])
-        bounds = [*map(floatToGoString, BUCKETS), "+Inf"]
-        for operation, counts in operations:
-            if counts.by_status:
-                sums = map(float, accumulate(counts.in_bucket))
-                family.add_metric([operation], [*zip(bounds, sums, strict=True)], counts.seconds)
-        return family
+        durations = [(name, counts.in_bucket, counts.seconds) for name, counts in operations if counts.by_status]
+        return histogram(f"{self._prefix}_request_seconds", text, "operation", durations)
 
     def _counter(self, name: str, text: str, label: str, values: Mapping[str, float]) -> Metric:
         family = CounterMetricFamily(f"{self._prefix}_{name}", text, labels=[label])

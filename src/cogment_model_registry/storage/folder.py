@@ -49,7 +49,7 @@ class FolderContents(ModelContents):
 
     Attributes:
         high_water_mark: The persisted number up to which none may be given again; 0 for none.
-        stamp: The state of the folder before it was scanned; None when a later change may leave it the same.
+        stamp: The state of the folder before it was scanned; None when it was not scanned.
         changed: The versions that are not known, or whose metadata was written since the folder had the known state.
         is_plain: Whether it has nothing else of the model than these versions.
         is_as_known: Whether it is in the known state, and was not read.

@@ -2,6 +2,7 @@
 
 import math
 from http import HTTPStatus
+from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
@@ -47,16 +48,8 @@ async def begin(request: Request) -> Response:
     state.tally.count_login("accepted")
     _end_session(request)
     answer = RedirectResponse(target, HTTPStatus.SEE_OTHER)
-    is_secure = is_encrypted(request.scope)
-    answer.set_cookie(
-        cookie_name(request.scope, is_encrypted=is_secure),
-        state.sessions.begin(token, identity),
-        max_age=int(LONGEST_SECONDS),
-        path="/",
-        secure=is_secure,
-        httponly=True,
-        samesite="lax",
-    )
+    session_id = state.sessions.begin(token, identity)
+    answer.set_cookie(value=session_id, max_age=int(LONGEST_SECONDS), **_cookie(request))
     return answer
 
 
@@ -94,15 +87,20 @@ async def end(request: Request) -> Response:
     """End a session, and with it the streams of its other pages."""
     _end_session(request)
     answer = RedirectResponse("/login?ended=yes", HTTPStatus.SEE_OTHER)
-    is_secure = is_encrypted(request.scope)
-    answer.delete_cookie(
-        cookie_name(request.scope, is_encrypted=is_secure),
-        path="/",
-        secure=is_secure,
-        httponly=True,
-        samesite="lax",
-    )
+    answer.delete_cookie(**_cookie(request))
     return answer
+
+
+def _cookie(request: Request) -> dict[str, Any]:
+    """Return the name and the attributes of the session cookie: browsers replace a cookie by one with the same."""
+    is_secure = is_encrypted(request.scope)
+    return {
+        "key": cookie_name(request.scope, is_encrypted=is_secure),
+        "path": "/",
+        "secure": is_secure,
+        "httponly": True,
+        "samesite": "lax",
+    }
 
 
 def _end_session(request: Request) -> None:

@@ -1,12 +1,12 @@
 """Counts of requests, which become metrics of the server."""
 
 import time
-from bisect import bisect_left
 from collections.abc import Callable
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from cogment_model_registry.wire.http_reports import BUCKETS, Counts, Report, State
+from cogment_model_registry.system.durations import count_duration
+from cogment_model_registry.wire.http_reports import Counts, Report, State
 
 OTHER = "other"
 """The operation of requests that no route answers: refused ones, and those for paths that do not exist."""
@@ -78,7 +78,7 @@ class Exchange:
         """Count the answer."""
         counts = self._tally.counts_of(self.operation)
         counts.by_status[str(status)] = counts.by_status.get(str(status), 0) + 1
-        counts.in_bucket[bisect_left(BUCKETS, seconds)] += 1
+        count_duration(counts.in_bucket, seconds)
         counts.seconds += seconds
 
 

@@ -8,29 +8,10 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 
+from cogment_model_registry.system.durations import no_durations
+
 KEY = "report"
 """The field of a line that is a report."""
-
-BUCKETS = (
-    0.0005,
-    0.001,
-    0.0025,
-    0.005,
-    0.01,
-    0.025,
-    0.05,
-    0.1,
-    0.25,
-    0.5,
-    1.0,
-    2.5,
-    5.0,
-    10.0,
-    30.0,
-    60.0,
-    300.0,
-)
-"""The upper bounds of durations in seconds, as those of calls."""
 
 
 @dataclass(eq=False, slots=True)
@@ -46,7 +27,7 @@ class Counts:
     """
 
     by_status: dict[str, int] = field(default_factory=dict)
-    in_bucket: list[int] = field(default_factory=lambda: [0] * (len(BUCKETS) + 1))
+    in_bucket: list[int] = field(default_factory=no_durations)
     seconds: float = 0.0
     received_bytes: int = 0
     sent_bytes: int = 0

@@ -391,17 +391,9 @@ class MemoryUpload(Upload):
             return
         while data:
             space = self._space or self._allocate()
-            size_bytes = len(data)
-            if size_bytes == len(space):
-                self._fill(space, data)
-                self._space, data = _NO_SPACE, _NO_SPACE
-            elif size_bytes < len(space):
-                self._fill(space[:size_bytes], data)
-                self._space, data = space[size_bytes:], _NO_SPACE
-            else:
-                size_bytes = len(space)
-                self._fill(space, data[:size_bytes])
-                self._space, data = _NO_SPACE, data[size_bytes:]
+            part = data[: len(space)]
+            self._fill(space[: len(part)], part)
+            self._space, data = space[len(part) :] or _NO_SPACE, data[len(part) :]
             if self._hashed_slabs < len(self._open_blob().slabs):
                 self._hash_full_slabs()
 

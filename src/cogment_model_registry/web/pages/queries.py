@@ -3,6 +3,7 @@
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from cogment_model_registry.client.backends import Channel
 from cogment_model_registry.client.calls import method_path
@@ -58,23 +59,15 @@ async def find_versions(
         model_id=model_id, filter=accepted, order_by=order_by, page_size=size, page_token=token
     )
     subject = Subject("looking for versions", model_id)
-    reply = await registry.calls.unary(
-        "ListVersions", request, wire.ListVersionsReply, subject, Deadline(_SECONDS), service=wire.SERVICE_NAME
-    )
+    reply = await _ask(registry, "ListVersions", request, wire.ListVersionsReply, subject)
     return VersionPage([*map(wire.version_from_message, reply.versions)], reply.next_page_token)
 
 
 async def find_models(registry: Registry, accepted: str, token: str, size: int) -> tuple[list[ModelSummary], str]:
     """Return a page of models, and the token of the next one; see `find_versions`."""
     request = wire_models.ListModelsRequest(filter=accepted, page_size=size, page_token=token)
-    reply = await registry.calls.unary(
-        "ListModels",
-        request,
-        wire_models.ListModelsReply,
-        Subject("looking for models", None),
-        Deadline(_SECONDS),
-        service=wire.SERVICE_NAME,
-    )
+    subject = Subject("looking for models", None)
+    reply = await _ask(registry, "ListModels", request, wire_models.ListModelsReply, subject)
     return [*map(wire_models.model_from_message, reply.models)], reply.next_page_token
 
 
@@ -88,14 +81,8 @@ async def named_models(registry: Registry, model_ids: Sequence[str]) -> list[Mod
     token = ""
     while model_ids:
         request = wire_models.ListModelsRequest(model_ids=model_ids, page_token=token)
-        reply = await registry.calls.unary(
-            "ListModels",
-            request,
-            wire_models.ListModelsReply,
-            Subject("looking up models", None),
-            Deadline(_SECONDS),
-            service=wire.SERVICE_NAME,
-        )
+        subject = Subject("looking up models", None)
+        reply = await _ask(registry, "ListModels", request, wire_models.ListModelsReply, subject)
         found += map(wire_models.model_from_message, reply.models)
         token = reply.next_page_token
         if not token:
@@ -115,14 +102,8 @@ async def named_versions(registry: Registry, refs: Sequence[tuple[str, int]]) ->
     token = ""
     while True:
         request = wire.ListVersionsRequest(versions=[wire.version_ref(*ref) for ref in refs], page_token=token)
-        reply = await registry.calls.unary(
-            "ListVersions",
-            request,
-            wire.ListVersionsReply,
-            Subject("looking up versions", None),
-            Deadline(_SECONDS),
-            service=wire.SERVICE_NAME,
-        )
+        subject = Subject("looking up versions", None)
+        reply = await _ask(registry, "ListVersions", request, wire.ListVersionsReply, subject)
         found += map(wire.version_from_message, reply.versions)
         token = reply.next_page_token
         if not token:
@@ -236,9 +217,7 @@ async def read_objections(registry: Registry, model_id: str, number: int) -> Obj
     """
     request = wire.DeleteVersionRequest(tried=wire.version_ref(model_id, number))
     subject = Subject("looking up what needs the version", model_id, number)
-    reply = await registry.calls.unary(
-        "DeleteVersion", request, wire.DeleteVersionReply, subject, Deadline(_SECONDS), service=wire.SERVICE_NAME
-    )
+    reply = await _ask(registry, "DeleteVersion", request, wire.DeleteVersionReply, subject)
     return wire.objections_from_reply(reply)
 
 
@@ -258,9 +237,7 @@ async def delete_version(registry: Registry, model_id: str, number: int, state: 
     """
     request = wire.DeleteVersionRequest(version=wire.version_ref(model_id, number), force=force, expected_state=state)
     subject = Subject(f"deleting version {number} of model {quoted(model_id)}", model_id, number)
-    await registry.calls.unary(
-        "DeleteVersion", request, wire.DeleteVersionReply, subject, Deadline(_SECONDS), service=wire.SERVICE_NAME
-    )
+    await _ask(registry, "DeleteVersion", request, wire.DeleteVersionReply, subject)
 
 
 async def apply_retention(registry: Registry, model_id: str, numbers: Sequence[int], revision: int) -> RetentionReport:
@@ -278,12 +255,17 @@ async def apply_retention(registry: Registry, model_id: str, numbers: Sequence[i
     request = wire_models.apply_retention_request(
         model_id, None, is_dry_run=False, numbers=numbers, expected_revision=revision
     )
-    reply = await registry.calls.unary(
-        "ApplyRetention",
-        request,
-        wire_models.ApplyRetentionReply,
-        Subject("applying the rules", model_id),
-        Deadline(_DELETION_SECONDS),
-        service=wire.SERVICE_NAME,
+    subject = Subject("applying the rules", model_id)
+    reply = await _ask(
+        registry, "ApplyRetention", request, wire_models.ApplyRetentionReply, subject, seconds=_DELETION_SECONDS
     )
     return wire_models.report_from_message(reply)
+
+
+async def _ask(
+    registry: Registry, method: str, request: Any, reply_type: Any, subject: Subject, *, seconds: float = _SECONDS
+) -> Any:
+    """Return the reply to a request of the lifecycle service, waiting so long at most."""
+    return await registry.calls.unary(
+        method, request, reply_type, subject, Deadline(seconds), service=wire.SERVICE_NAME
+    )
