@@ -3,6 +3,7 @@
 It refuses to run as root, so there it runs as the user that its package has made, or as nobody.
 """
 
+import asyncio
 import contextlib
 import os
 import pwd
@@ -11,6 +12,7 @@ import shutil
 import signal
 import subprocess
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -60,6 +62,17 @@ def system_user() -> str | None:
         with contextlib.suppress(KeyError):
             return pwd.getpwnam(name).pw_name
     return None
+
+
+def owner_prefix() -> list[str]:
+    """Return the prefix of a command that runs as the user of PostgreSQL.
+
+    The arguments of `subprocess` for that fork this process with the handlers of gRPC, in which a child may crash.
+    """
+    user = system_user()
+    return (
+        [] if user is None else ["setpriv", f"--reuid={user}", f"--regid={pwd.getpwnam(user).pw_gid}", "--clear-groups"]
+    )
 
 
 class PostgresServer:
@@ -144,9 +157,17 @@ class PostgresServer:
         self.start()
 
     def execute(self, statement: str, database: str = "postgres") -> None:
-        """Run a statement."""
-        options = ("--no-psqlrc", "--quiet", "--set=ON_ERROR_STOP=1")
-        self._run("psql", *options, f"--command={statement}", self.url(database))
+        """Run statements."""
+
+        async def run() -> None:
+            connection = await asyncpg.connect(self.url(database))
+            try:
+                await connection.execute(statement)
+            finally:
+                await connection.close()
+
+        with ThreadPoolExecutor(1) as thread:  # this one may have an event loop, which stays as it is
+            thread.submit(asyncio.run, run()).result()
 
     @property
     def pid(self) -> int:
@@ -160,10 +181,7 @@ class PostgresServer:
 
     def _run(self, name: str, *arguments: str) -> None:
         subprocess.run(
-            [program(name), *arguments],
-            user=self._user,
-            group=None if self._user is None else pwd.getpwnam(self._user).pw_gid,
-            extra_groups=None if self._user is None else [],
+            [*owner_prefix(), program(name), *arguments],
             cwd="/",
             env=_ENVIRONMENT,
             check=True,

@@ -804,6 +804,7 @@ async def test_an_issuer_that_never_answers_delays_neither_calls_nor_a_stop(
     never = 10.0 * PATIENCE_SECONDS
     monkeypatch.setattr(issuers, "ADDRESS_PACE", Pace(read_seconds=never, failed_seconds=0.01, again_seconds=0))
     add_grant(str(tmp_path / "archive"), Grant("own", "token", identity_of("own"), parse_scopes(["read"]), 0))
+    before = set(threading.enumerate())
     with socket.create_server(("127.0.0.1", 0)) as silent:
         settings = settings_of(f"http://127.0.0.1:{silent.getsockname()[1]}/keys")
         async with calling(tmp_path, settings) as caller:
@@ -811,7 +812,8 @@ async def test_an_issuer_that_never_answers_delays_neither_calls_nor_a_stop(
                 assert await caller.reads("own") is OK
                 assert await caller.reads(signed(scope="read")) is UNKNOWN
                 assert "has no keys" in caller.details
-            threads = [thread for thread in threading.enumerate() if thread.name == "server issuer keys"]
+            new = set(threading.enumerate()) - before  # those of other tests may be ending
+            threads = [thread for thread in new if thread.name == "server issuer keys"]
             assert len(threads) == 1
         started = time.monotonic()
     # The connection is closed with the socket, so the thread ends too.

@@ -7,7 +7,6 @@ cuts the power.
 
 import asyncio
 import os
-import pwd
 import shutil
 import signal
 import subprocess
@@ -18,7 +17,7 @@ from pathlib import Path
 import psutil
 
 from tests.ports import free_port
-from tests.postgres import find_program, system_user
+from tests.postgres import find_program, owner_prefix, system_user
 from tests.torture.several_servers.network import Network
 from tests.waiting import PATIENCE_SECONDS, wait_until
 
@@ -49,16 +48,6 @@ _PROGRAMS = ("initdb", "pg_basebackup", "pg_ctl", "postgres", "psql")
 def is_installed() -> bool:
     """Return whether all programs of PostgreSQL are there."""
     return all(map(find_program, _PROGRAMS))
-
-
-def owner_prefix() -> list[str]:
-    """Return the prefix of a command that runs as the user of PostgreSQL."""
-    user = system_user()
-    return ["setpriv", f"--reuid={user}", f"--regid={_group(user)}", "--clear-groups"] if user else []
-
-
-def _group(user: str) -> str:
-    return str(pwd.getpwnam(user).pw_gid)
 
 
 @dataclass
