@@ -21,7 +21,7 @@ from starlette.requests import Request
 from starlette.types import Message
 
 from cogment_model_registry import ModelRegistry
-from cogment_model_registry.errors import InvalidError
+from cogment_model_registry.errors import InvalidError, UnavailableError
 from cogment_model_registry.records.consumers import Consumer
 from cogment_model_registry.records.lifecycle import Alias, ModelSummary, Version
 from cogment_model_registry.records.retention import RetentionRule
@@ -379,6 +379,33 @@ async def test_fifty_first_pages_cost_what_one_costs(monkeypatch: pytest.MonkeyP
             await page.aclose()
         await feeds.close()
         await state.registry.close()
+
+
+async def test_a_first_page_whose_search_fails_begins_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    searches = 0
+
+    async def search(_registry: object, _text: str, _token: str) -> models.Found:
+        nonlocal searches
+        searches += 1
+        if searches > 2:  # after that of the feed, and the one that its rows wait for
+            raise UnavailableError("the catalog is not available")
+        return models.Found([ModelSummary("walker")])
+
+    async def found(*_arguments: object) -> list[Any]:
+        return []
+
+    monkeypatch.setattr(models, "search", search)
+    monkeypatch.setattr(queries, "named_models", found)  # answers, as a cache may
+    monkeypatch.setattr(consumers, "read_consumers", found)
+    monkeypatch.setattr(live, "_LIST_SECONDS", 0.0)
+    state = State(WebOptions(socket_path="", descriptors=(), grpc_port=9002), Registry("unused"))
+    feeds = install(state)
+    rights = Description("a caller without a token", "anonymous", ("read",))
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        events = [event async for event in feeds.events(Caller("ipv4:10.0.0.1:1"), rights, live.Subject())]
+    assert "walker" in "".join(events)
+    await feeds.close()
+    await state.registry.close()
 
 
 async def test_pages_of_callers_with_other_rights_share_nothing() -> None:

@@ -253,13 +253,18 @@ class _Source:
         Raises:
             ModelRegistryError: The model is gone, or the server stops, or the caller may not read it any more.
         """
-        look = self._look_at_model if self._model_id else self._look_at_all
-        other = asyncio.create_task(self._watch() if self._model_id else self._repeat(self._search))
+        parts = (
+            (self._repeat(self._look_at_model), self._watch())
+            if self._model_id
+            else (self._repeat(self._look_at_all), self._repeat(self._search))
+        )
+        tasks = [asyncio.create_task(part) for part in parts]
         try:
-            await self._repeat(look)
+            await asyncio.gather(*tasks)  # the feed ends with either of them, and its pages ask again
         finally:
-            other.cancel()
-            await asyncio.gather(other, return_exceptions=True)
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _repeat(self, look: Callable[[], Awaitable[object]]) -> None:
         backoff = Backoff()
