@@ -477,6 +477,11 @@ def test_a_state_of_something_else_is_refused(tmp_path: Path) -> None:
         State(tmp_path / "hooks.db")
 
 
+def test_a_state_in_a_directory_that_does_not_exist_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(errors.PreconditionError, match=r"the state hooks\.db cannot be used: unable to open"):
+        State(tmp_path / "missing" / "hooks.db")
+
+
 @pytest.mark.parametrize(
     ("text", "reason"),
     [

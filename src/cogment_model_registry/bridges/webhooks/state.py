@@ -74,20 +74,27 @@ class State:
         self._name = path.name
         self._lock = threading.RLock()
         self.news = threading.Condition(self._lock)
-        self._database = sqlite3.connect(path, timeout=1, isolation_level=None, check_same_thread=False)
         try:
-            self._database.execute("PRAGMA locking_mode = EXCLUSIVE")
-            self._database.execute("PRAGMA journal_mode = WAL")
-            self._database.execute("PRAGMA synchronous = FULL")
-            self._database.executescript(_SCHEMA)
-            self._database.execute("BEGIN IMMEDIATE")
-            self._database.execute("COMMIT")
+            self._database = sqlite3.connect(path, timeout=1, isolation_level=None, check_same_thread=False)
+            try:
+                self._set_up()
+            except BaseException:
+                self._database.close()
+                raise
         except sqlite3.DatabaseError as error:
-            self._database.close()
             reason = "another process uses it" if "locked" in str(error) else str(error)
             raise PreconditionError(f"the state {path.name} cannot be used: {reason}") from None
         self._waiting: Counter[str] = Counter()
         self._count()
+
+    def _set_up(self) -> None:
+        """Take the file for this process, and create the tables."""
+        self._database.execute("PRAGMA locking_mode = EXCLUSIVE")
+        self._database.execute("PRAGMA journal_mode = WAL")
+        self._database.execute("PRAGMA synchronous = FULL")
+        self._database.executescript(_SCHEMA)
+        self._database.execute("BEGIN IMMEDIATE")
+        self._database.execute("COMMIT")
 
     def _count(self) -> None:
         # Kept in memory, since counting 100,000 rows before each post would take longer than the post.
