@@ -1,8 +1,10 @@
 """The process that serves HTTP: it starts and ends with the server, and is started again when it dies."""
 
+import asyncio
 import contextlib
 import http.client
 import os
+import shutil
 import signal
 import socket
 import sys
@@ -12,8 +14,10 @@ from pathlib import Path
 
 import psutil
 import pytest
+from structlog.testing import capture_logs
 
 from cogment_model_registry.errors import StartError
+from cogment_model_registry.server import web_process
 from cogment_model_registry.server.forwarded_calls import socket_path
 from cogment_model_registry.server.http_metrics import HttpMetrics
 from cogment_model_registry.server.web_process import WebProcess
@@ -21,7 +25,7 @@ from cogment_model_registry.settings import Settings
 from tests import processes
 from tests.ports import free_port
 from tests.processes import run, server_process
-from tests.waiting import wait_until
+from tests.waiting import PATIENCE_SECONDS, until, wait_until
 from tests.web.http import http_server
 
 
@@ -56,6 +60,17 @@ def test_it_is_started_again_when_it_dies_on_the_same_port(tmp_path: Path) -> No
         second = wait_until(lambda: _child(server.process.pid))
         assert second.pid != first.pid
         assert server.http.get("/healthz").status == 200  # connections wait until it serves
+
+
+async def test_a_stop_does_not_wait_for_a_process_that_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(web_process, "_PAUSE_SECONDS", 3600.0)
+    monkeypatch.setattr(sys, "executable", shutil.which("false"))
+    with capture_logs() as lines:
+        process = WebProcess(Settings(http_port=0, host="127.0.0.1"), "/nowhere", 9002, HttpMetrics("registry"))
+        running = asyncio.create_task(process.run())
+        await until(lambda: any("ended unexpectedly" in line["event"] for line in lines))
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        await process.stop(running, grace_seconds=3600)
 
 
 def test_it_ends_when_the_server_is_killed(tmp_path: Path) -> None:

@@ -119,6 +119,7 @@ class WebProcess:
                 await self._pass_on(process.stdout)
             return await process.wait()
         finally:
+            self._process = None
             if process.returncode is None:
                 with suppress(ProcessLookupError):
                     process.kill()
