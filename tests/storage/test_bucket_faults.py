@@ -52,6 +52,38 @@ async def test_a_record_whose_confirmation_was_lost_is_a_commit() -> None:
         assert await read(archive, info) == b"data"
 
 
+class _SlowCopies(Objects):
+    """Objects whose copies are made only when the store is allowed to."""
+
+    def __init__(self) -> None:
+        super().__init__(MemoryStore(), "test://bucket")
+        self.copying = asyncio.Event()
+        self.allowed = asyncio.Event()
+
+    async def copy(self, source: str, name: str) -> None:
+        await self._ask(self._copy(source, name))
+
+    async def _copy(self, source: str, name: str) -> None:
+        self.copying.set()
+        await self.allowed.wait()
+        await super().copy(source, name)
+
+
+async def test_a_copy_that_is_cancelled_leaves_no_bytes() -> None:
+    objects = _SlowCopies()
+    info = describe("m", 1, b"data", True)
+    async with opened(objects) as archive:
+        await keep(archive, info, b"data")
+        copy = await archive.open_copy(info)
+        finishing = asyncio.create_task(copy.finish())
+        await objects.copying.wait()
+        finishing.cancel()
+        await asyncio.wait([finishing])
+        await copy.aclose()
+        objects.allowed.set()
+    assert len(await objects.all_names(layout.DATA)) == 1
+
+
 async def test_a_version_whose_record_did_not_get_there_never_appears() -> None:
     objects = FaultyObjects(MemoryStore())
     info = describe("m", 1, b"data", True)

@@ -75,6 +75,9 @@ class Chores:
     async def _delete_after(self, writes: Collection[asyncio.Task[None]], names: Sequence[str]) -> None:
         if writes:
             await asyncio.wait(writes)
+        for write in writes:
+            if not write.cancelled():
+                write.exception()  # retrieved, so that asyncio does not report it: nobody waits for it any more
         self.delete_soon(names)
 
     def settle_soon(self, settle: Callable[[], Awaitable[None]]) -> None:

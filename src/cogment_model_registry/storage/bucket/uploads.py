@@ -142,6 +142,7 @@ class BucketCopy(Upload):
         self._source = source
         self._key = key
         self._read_hash = read_hash
+        self._copying: asyncio.Task[None] | None = None
         self._commitment = Commitment(home, life)
         self._open = True
 
@@ -151,8 +152,12 @@ class BucketCopy(Upload):
     async def finish(self) -> str:
         info = self._source.info
         for part, name in enumerate(layout.data_names(self._life, self._source)):
+            copy = self._home.objects.copy(name, layout.data_name(self._life, self._key, part))
+            self._copying = asyncio.create_task(copy)
+            # Not awaited itself: the store goes on with it when this is cancelled.
+            await asyncio.wait([self._copying])
             try:
-                await self._home.objects.copy(name, layout.data_name(self._life, self._key, part))
+                self._copying.result()
             except ObjectMissing:
                 raise await missing(self._home, self._life, info) from None
         return await self._read_hash(self._life, self._copy_of(info))
@@ -168,4 +173,7 @@ class BucketCopy(Upload):
             self._open = False
             self._home.chores.unpin(self._source.key)
             if not self._commitment.keeps_data:
-                self._home.chores.delete_soon(layout.data_names(self._life, self._copy_of(self._source.info)))
+                # A part that is being copied would appear after it was deleted.
+                writes = [] if self._copying is None else [self._copying]
+                names = layout.data_names(self._life, self._copy_of(self._source.info))
+                self._home.chores.delete_after(writes, names)
