@@ -10,8 +10,10 @@ import socket
 import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import AsyncExitStack
 from pathlib import Path
 
+import grpc.aio
 import psutil
 import pytest
 from structlog.testing import capture_logs
@@ -20,7 +22,7 @@ from cogment_model_registry.errors import StartError
 from cogment_model_registry.server import web_process
 from cogment_model_registry.server.forwarded_calls import socket_path
 from cogment_model_registry.server.http_metrics import HttpMetrics
-from cogment_model_registry.server.web_process import WebProcess
+from cogment_model_registry.server.web_process import Web, WebProcess
 from cogment_model_registry.settings import Settings
 from tests import processes
 from tests.ports import free_port
@@ -71,6 +73,17 @@ async def test_a_stop_does_not_wait_for_a_process_that_has_ended(monkeypatch: py
         await until(lambda: any("ended unexpectedly" in line["event"] for line in lines))
     async with asyncio.timeout(PATIENCE_SECONDS):
         await process.stop(running, grace_seconds=3600)
+
+
+async def test_it_ends_with_a_start_that_fails_after_its_own() -> None:
+    settings = Settings(http_port=0, host="127.0.0.1")
+    with socket_path() as path:
+        async with AsyncExitStack() as stack:
+            web = Web(settings, path, 9002, grpc.aio.server(), HttpMetrics("registry"))
+            stack.push_async_callback(web.close)  # as the server does, before the rest of its start
+            await web.start()
+            child = await until(lambda: _child(os.getpid()))
+        assert not child.is_running()
 
 
 def test_it_ends_when_the_server_is_killed(tmp_path: Path) -> None:

@@ -294,7 +294,7 @@ async def _serve_http(
     path = stack.enter_context(socket_path())
     calls = _grpc_server(settings, [ForwardedHandlers(each) for each in handlers], [], health)
     web = Web(settings, path, grpc_port, calls, metrics.watch_http())
-    stack.callback(web.close)
+    stack.push_async_callback(web.close)
     if certificates is not None:
         certificates.on_renewed.add(web.renew)
     await web.start()

@@ -203,7 +203,7 @@ class Web:
         try:
             forwarded_calls.listen(calls, socket_path)
         except BaseException:
-            self.close()
+            self._process.close()
             raise
 
     async def start(self) -> None:
@@ -213,16 +213,18 @@ class Web:
 
     async def stop(self, grace_seconds: float) -> None:
         """Stop serving, with a grace period for requests in progress."""
-        if self._running is not None:
-            await self._process.stop(self._running, grace_seconds)
+        running, self._running = self._running, None
+        if running is not None:
+            await self._process.stop(running, grace_seconds)
         await self._calls.stop(0)
 
     def renew(self) -> None:
         """Load a renewed certificate."""
         self._process.renew()
 
-    def close(self) -> None:
-        """Close everything that was not stopped."""
+    async def close(self) -> None:
+        """Stop at once what was not stopped, such as after a start that failed. Closing twice does nothing."""
+        await self.stop(0)
         self._process.close()
 
 
