@@ -227,6 +227,14 @@ def test_tensors_of_any_type_are_compared() -> None:
     assert not _add(sums, "F4", b"\x01", b"\x02")
 
 
+@pytest.mark.skipif(numpy.finfo(numpy.longdouble).nmant < 63, reason="NumPy has no numbers with more than 53 bits")
+def test_large_numbers_that_differ_by_one_are_different() -> None:
+    sums = _Sums()
+    first, second = numpy.array([2**62, 5], "<i8"), numpy.array([2**62 + 1, 5], "<i8")
+    assert _add(sums, "int64", first.tobytes(), second.tobytes())
+    assert (sums.changed, sums.greatest) == (1, 1.0)
+
+
 def _consumer(name: str, number: int, behind: int, state: Any = "active", model_id: str = "m") -> Consumer:
     return Consumer(model_id, name, number, state, versions_behind=behind, seconds_behind=behind * 10.0)
 

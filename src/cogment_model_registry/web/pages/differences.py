@@ -212,4 +212,7 @@ def _array(dtype: str, data: bytes | memoryview) -> "npt.NDArray[Any] | None":
     except TypeError:
         return None
     array = np.frombuffer(data, kind)
-    return array if array.dtype.kind == "c" else array.astype(np.float64)
+    if array.dtype.kind == "c":
+        return array
+    is_long = array.dtype.kind in "iu" and array.dtype.itemsize == np.dtype(np.int64).itemsize
+    return array.astype(np.longdouble if is_long else np.float64)  # float64 has the same number for different long ones
