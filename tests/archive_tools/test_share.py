@@ -168,6 +168,31 @@ def test_servers_refuse_an_archive_that_their_catalog_does_not_know(tmp_path: Pa
     assert f"cogment archive share file://{tmp_path / 'archive'} CATALOG_URL" in ended.stderr
 
 
+def test_a_catalog_is_refused_with_another_archive_than_its_own(tmp_path: Path, database: str) -> None:
+    catalog, flag = single(tmp_path)
+    with server_process(catalog, flag) as process:
+        fill(process)
+        process.stop()
+    assert share(tmp_path, database)[0] == 0
+    with several_processes(database, tmp_path / "archive", count=1):
+        pass
+    other, copy = f"file://{tmp_path / 'other'}", str(tmp_path / "copy")
+    empty = ("services", "model_registry", f"--archive_url={other}", f"--catalog_url={database}", "--port=0")
+    exported = ("export", other, "été", f"--catalog_url={database}", f"--output={tmp_path / 'model.tar'}")
+    for arguments in (
+        empty,
+        ("archive", "share", other, database),
+        ("archive", "copy", other, copy, f"--from_catalog_url={database}"),
+        ("archive", *exported),
+    ):
+        ended = run_cogment(*arguments)
+        assert ended.returncode == 3, arguments
+        assert f"archive {other} (id " in ended.stderr
+        assert ") is not the one of this catalog (id " in ended.stderr
+    assert not (tmp_path / "copy").exists()
+    assert not (tmp_path / "model.tar").exists()
+
+
 def test_bad_arguments_are_explained(tmp_path: Path, database: str) -> None:
     url, folder, to = f"--from_catalog_url={database}", f"--from_catalog_dir={tmp_path}", str(tmp_path / "to")
     for arguments, message in (
@@ -184,7 +209,7 @@ def test_bad_arguments_are_explained(tmp_path: Path, database: str) -> None:
         assert "secret" not in ended.stderr
     missing = run_cogment("archive", "share", f"file://{tmp_path}/none", "postgresql://x@127.0.0.1:1/none")
     assert missing.returncode == 3
-    assert missing.stderr.startswith("error: the database of the catalog is not usable")
+    assert missing.stderr.startswith("error: the database of the catalog at 127.0.0.1:1 is not usable: ")
 
 
 def test_tokens_of_a_shared_catalog_work_on_its_servers(tmp_path: Path, database: str) -> None:

@@ -167,10 +167,11 @@ def copy_shared(
     async def run() -> "Copied":
         async with (
             opened_extraction(catalog_url) as extraction,
-            _opened_to_read(url) as (archive, _),
-            _opened_to_write(target, target_catalog) as (other, folder),
+            _opened_bucket(url, "", read_only=True) as (archive, _),
         ):
-            return await shared_copy.copy_shared(archive, extraction, other, folder, advance)
+            await extraction.check_bound(archive.id, url)
+            async with _opened_to_write(target, target_catalog) as (other, folder):
+                return await shared_copy.copy_shared(archive, extraction, other, folder, advance)
 
     return asyncio.run(run())
 
@@ -189,6 +190,7 @@ def share(url: str, catalog_url: str, catalog_dir: str) -> "Shared":
             opened_filling(catalog_url) as filling,
             tool.opened_archive(open_objects(url)) as archive,
         ):
+            await filling.bind(archive.id, url)
             old = await asyncio.to_thread(tool.read_catalog, catalog_dir or default_catalog_dir(url))
             return await tool.share(archive, old, filling)
 
@@ -230,7 +232,7 @@ def opened_for_export(url: str, catalog_dir: str, catalog_url: str | None) -> "I
             annotate: Annotate = no_annotations
             contents: FolderContents | None = None
             if catalog_url:
-                model = run(_read_shared_model(catalog_url, model_id))
+                model = run(_read_shared_model(catalog_url, archive.id, url, model_id))
                 contents = shared_copy.contents_of(model)
                 if annotations:
                     annotate = model_transfer.annotating_with(shared_copy.notes_of(model), warn)
@@ -259,10 +261,11 @@ def opened_for_export(url: str, catalog_dir: str, catalog_url: str | None) -> "I
         yield export
 
 
-async def _read_shared_model(catalog_url: str, model_id: str) -> "WholeModel":
+async def _read_shared_model(catalog_url: str, archive_id: str, url: str, model_id: str) -> "WholeModel":
     from cogment_model_registry.storage.postgres.extraction import opened_extraction  # noqa: PLC0415
 
     async with opened_extraction(catalog_url) as extraction:
+        await extraction.check_bound(archive_id, url)
         model = await extraction.read_model(model_id)
     if model is None:
         raise NotFoundError.model(model_id)

@@ -93,17 +93,19 @@ async def opened_shared(settings: Settings, metrics: Metrics, hashing: Executor)
 
 
 async def _check_known(settings: Settings, catalog: PostgresCatalog, archive: SharedBucketArchive) -> None:
-    """Refuse an archive of which the catalog knows nothing: that of a single server, or with a catalog that was lost.
+    """Refuse an archive that is not the one of the catalog, or of which the catalog knows nothing.
+
+    Nothing is known of the archive of a single server, or if the catalog was lost.
 
     Raises:
         StartError: It is one.
     """
     try:
-        is_unknown = not await catalog.list_models(0, 1) and await archive.has_models()
+        if not await catalog.list_models(0, 1) and await archive.has_models():
+            raise StartError(
+                f"archive {settings.archive_url} has models, and the catalog has none: make it known by "
+                f"cogment archive share {settings.archive_url} CATALOG_URL"
+            )
+        await catalog.bind(archive.id, settings.archive_url)
     except UnavailableError as error:
         raise StartError(error.message) from error
-    if is_unknown:
-        raise StartError(
-            f"archive {settings.archive_url} has models, and the catalog has none: make it known by "
-            f"cogment archive share {settings.archive_url} CATALOG_URL"
-        )

@@ -6,6 +6,7 @@ the same of replacing an object that is still as it was read.
 """
 
 import asyncio
+import contextlib
 import secrets
 
 from cogment_model_registry.errors import ModelRegistryError, StartError
@@ -33,8 +34,11 @@ async def probe(objects: Objects, *, is_shared: bool = False) -> None:
                 await _race(objects, name)
                 if is_shared:
                     await _race_to_replace(objects, name)
-        finally:
-            await objects.delete(names)
+        except BaseException:
+            with contextlib.suppress(ModelRegistryError):  # the first failure says more
+                await objects.delete(names)
+            raise
+        await objects.delete(names)
         if await objects.find(names[0]) is not None:
             raise _broken(objects, "an object that was deleted is still there")
     except (ModelRegistryError, ObjectMissing) as error:

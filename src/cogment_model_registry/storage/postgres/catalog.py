@@ -10,6 +10,7 @@ Nothing is read at the start.
     reads, searches      the questions
     notes, listening     what servers notify each other of
     lines, watching      what happened, for those who watch
+    binding              which archive it belongs to
     leases               which servers there are, and what they hold
 """
 
@@ -37,6 +38,7 @@ from cogment_model_registry.registry.contracts import (
 )
 from cogment_model_registry.storage.postgres import aliases, holds, models, publishing, removing
 from cogment_model_registry.storage.postgres.batches import Batches
+from cogment_model_registry.storage.postgres.binding import bind
 from cogment_model_registry.storage.postgres.connections import CHANGES, READS, Connections, Observe
 from cogment_model_registry.storage.postgres.core import NOTIFY, Core
 from cogment_model_registry.storage.postgres.forgetting import Forgetting
@@ -142,6 +144,10 @@ class PostgresCatalog(Catalog):
         except BaseException:
             await self._connections.close()
             raise
+
+    async def bind(self, archive_id: str, url: str) -> None:
+        """Check that it belongs to an archive, with which it was used first; see `binding.bind`."""
+        await bind(self._connections, archive_id, url)
 
     async def close(self) -> None:
         self.stop_watching()

@@ -149,7 +149,11 @@ class Connections:
             if isinstance(error, StartError):
                 raise
             reason = str(error) or type(error).__name__
-            raise StartError(f"the database of the catalog is not usable: {reason}") from error
+            if isinstance(error, asyncpg.InvalidPasswordError | asyncpg.InvalidAuthorizationSpecificationError):
+                reason += " (the password is that of PGPASSWORD, or of the file that PGPASSFILE names)"
+            where = urlsplit(self._url).netloc.rpartition("@")[2]
+            at = f" at {where}" if where else ""
+            raise StartError(f"the database of the catalog{at} is not usable: {reason}") from error
 
     async def connect(self) -> Connection:
         """Return a connection that belongs to no pool, for the caller to close."""

@@ -175,6 +175,12 @@ MIGRATIONS = (
         UNION ALL
         SELECT {_VISIBLE}, false AS archived FROM transient WHERE damage = '';
     """,
+    """
+    CREATE TABLE archive (
+        singleton boolean PRIMARY KEY DEFAULT true CHECK (singleton),
+        id text NOT NULL
+    );
+    """,
 )
 """The schema, step by step. A step that was released never changes."""
 
