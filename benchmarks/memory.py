@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from benchmarks.bench import Bench, Benchmark, Outcome
 from benchmarks.clients import Client, Upload, connected, prepare, retrieve_seconds, upload_seconds
-from benchmarks.load import job
+from benchmarks.load import Job, job
 from benchmarks.measures import GIB, KIB, MIB, Curve, Result, Series, Spread, no_more_than
 from benchmarks.processes import ServerProcess
 from cogment_model_registry.wire import messages as m
@@ -117,41 +117,52 @@ def _churn(bench: Bench) -> Sequence[Outcome]:
     return [result("churn", "memory after", resident), result("churn peak", "peak memory while", peak), curve]
 
 
+def peak_over_idle(
+    bench: Bench, registry: ServerProcess, idle: Spread, todo: Job[list[float]], *, name: str, what: str
+) -> Result:
+    """Measure by how much the transfer of a very large version raises the peak of the memory.
+
+    Args:
+        bench: What measures.
+        registry: The registry.
+        idle: Its memory before the first transfer, in MiB.
+        todo: The transfer.
+        name: The name of the result, without ``memory``.
+        what: What the transfer is.
+    """
+    registry.forget_peak()
+    bench.load(0).run(todo)
+    peak_mib = registry.peak_mib()
+    over = Spread.of([peak_mib - idle.median])
+    return Result(
+        f"{name} memory",
+        f"peak memory over idle: {what}",
+        "MiB",
+        over,
+        "idle",
+        idle,
+        Spread.of([over.median / idle.median]),
+        no_more_than(_LARGE_OVER_IDLE_MIB, "MiB"),
+        peak_mib,
+        bench.note("a smaller version than in a full run"),
+    )
+
+
 def _large(bench: Bench) -> Sequence[Outcome]:
     """Measure the memory of a store and a retrieval of one very large archived version."""
     size_bytes = 256 * MIB if bench.quick else 4 * GIB
     size = "256 MiB" if bench.quick else "4 GiB"
-    note = bench.note("a smaller version than in a full run")
     bench.require_room(2 * size_bytes)
     upload = Upload("walker", size_bytes, archived=True)
     with bench.registry() as registry:
         bench.load(0).run(job(prepare, registry.port, ["walker"]))
         idle = Spread.of([registry.resident_mib()])
-        results = []
-        for name, what, todo in (
-            ("store large", f"store {size}, archived", job(upload_seconds, registry.port, upload, 1, warm_up=False)),
-            ("retrieve large", f"retrieve {size}", job(retrieve_seconds, registry.port, upload, 1, warm_up=False)),
-        ):
-            registry.forget_peak()
-            bench.load(0).run(todo)
-            peak_mib = registry.peak_mib()
-            over = Spread.of([peak_mib - idle.median])
-            target = no_more_than(_LARGE_OVER_IDLE_MIB, "MiB")
-            results.append(
-                Result(
-                    f"{name} memory",
-                    f"peak memory over idle: {what}",
-                    "MiB",
-                    over,
-                    "idle",
-                    idle,
-                    Spread.of([over.median / idle.median]),
-                    target,
-                    peak_mib,
-                    note,
-                )
-            )
-        return results
+        store = job(upload_seconds, registry.port, upload, 1, warm_up=False)
+        retrieve = job(retrieve_seconds, registry.port, upload, 1, warm_up=False)
+        return [
+            peak_over_idle(bench, registry, idle, store, name="store large", what=f"store {size}, archived"),
+            peak_over_idle(bench, registry, idle, retrieve, name="retrieve large", what=f"retrieve {size}"),
+        ]
 
 
 BENCHMARKS = [

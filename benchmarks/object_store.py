@@ -16,21 +16,19 @@ from benchmarks.load import job
 from benchmarks.measures import (
     GIB,
     MIB,
-    Result,
     Spread,
     at_least,
     compared,
     converted,
     interleaved,
     mib_per_second,
-    no_more_than,
 )
+from benchmarks.memory import peak_over_idle
 from benchmarks.processes import ServerProcess, running
 from tests.object_store import BUCKET, S3Server, find_program, object_server, store_at
 
 _MODEL_ID = "walker"
 _SIZE_BYTES = 64 * MIB
-_OVER_IDLE_MIB = 64
 _PART_BYTES = 8 * MIB
 _PARTS_AT_ONCE = 3
 _NOTE = "SeaweedFS on the same machine; the registry reads ranges of 4 MiB of parts of 8 MiB, up to 3 ahead"
@@ -179,40 +177,16 @@ def _memory(bench: Bench) -> Sequence[Outcome]:
     size = "256 MiB" if bench.quick else "4 GiB"
     bench.require_room(3 * size_bytes)
     upload = Upload(_MODEL_ID, size_bytes, archived=True)
-    results = []
     with _registry(bench) as (registry, _):
         idle = Spread.of([registry.resident_mib()])
-        for name, what, todo in (
-            (
-                "store large in bucket",
-                f"store {size} in S3",
-                job(upload_seconds, registry.port, upload, 1, warm_up=False),
+        store = job(upload_seconds, registry.port, upload, 1, warm_up=False)
+        retrieve = job(retrieve_seconds, registry.port, upload, 1, warm_up=False)
+        return [
+            peak_over_idle(bench, registry, idle, store, name="store large in bucket", what=f"store {size} in S3"),
+            peak_over_idle(
+                bench, registry, idle, retrieve, name="retrieve large from bucket", what=f"retrieve {size} from S3"
             ),
-            (
-                "retrieve large from bucket",
-                f"retrieve {size} from S3",
-                job(retrieve_seconds, registry.port, upload, 1, warm_up=False),
-            ),
-        ):
-            registry.forget_peak()
-            bench.load(0).run(todo)
-            peak_mib = registry.peak_mib()
-            over = Spread.of([peak_mib - idle.median])
-            results.append(
-                Result(
-                    f"{name} memory",
-                    f"peak memory over idle: {what}",
-                    "MiB",
-                    over,
-                    "idle",
-                    idle,
-                    Spread.of([over.median / idle.median]),
-                    no_more_than(_OVER_IDLE_MIB, "MiB"),
-                    peak_mib,
-                    bench.note("a smaller version than in a full run"),
-                )
-            )
-    return results
+        ]
 
 
 BENCHMARKS = [
