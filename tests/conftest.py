@@ -17,6 +17,7 @@ from cogment_model_registry import ModelRegistry
 from cogment_model_registry.server.composition import Server
 from cogment_model_registry.storage.postgres import connections
 from cogment_model_registry.testing.server import serving
+from tests.certificates import Authority
 from tests.client import Client, connected
 from tests.object_store import S3Server, object_server
 from tests.postgres import PostgresServer, emptied_database, postgres_server
@@ -87,6 +88,18 @@ async def client(server: Server) -> AsyncIterator[Client]:
     """A client of `server`."""
     async with connected(server.port) as connection:
         yield connection
+
+
+@pytest.fixture(scope="module")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    """An authority for certificates of the tests of a module."""
+    return Authority(tmp_path_factory.mktemp("authority"))
+
+
+@pytest.fixture(scope="module")
+def stranger(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    """Another authority, which nobody trusts."""
+    return Authority(tmp_path_factory.mktemp("stranger"), "stranger")
 
 
 @pytest.fixture(scope="session")

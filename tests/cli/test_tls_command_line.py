@@ -12,11 +12,6 @@ from tests.processes import ServerProcess, server_process
 
 
 @pytest.fixture(scope="module")
-def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
-    return Authority(tmp_path_factory.mktemp("authority"))
-
-
-@pytest.fixture(scope="module")
 def actor(authority: Authority) -> Issued:
     return authority.issue("actor", usage="clientAuth")
 

@@ -28,11 +28,6 @@ REGISTRY = Details(ServiceType.MODEL_REGISTRY)
 
 
 @pytest.fixture(scope="module")
-def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
-    return Authority(tmp_path_factory.mktemp("authority"))
-
-
-@pytest.fixture(scope="module")
 def shown(authority: Authority) -> Issued:
     return authority.issue()
 

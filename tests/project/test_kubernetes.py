@@ -190,11 +190,6 @@ def test_probes_wait_longer_than_the_server_takes_to_answer(manifest: Manifest) 
 # The pod of one server.
 
 
-@pytest.fixture(scope="module")
-def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
-    return Authority(tmp_path_factory.mktemp("authority"))
-
-
 def secret_of(issued: Issued) -> Mapping[str, bytes]:
     """Return what a Secret of the type kubernetes.io/tls has."""
     return {"tls.crt": issued.certificate.read_bytes(), "tls.key": issued.key.read_bytes()}

@@ -33,18 +33,8 @@ from cogment_model_registry.testing.server import serving
 from tests.certificates import Authority, Issued
 from tests.ports import free_port
 from tests.processes import ServerProcess, clean_environment, server_process
-from tests.registry_client.conftest import Awaited
+from tests.registry_client.conftest import connection_of, opened_at
 from tests.waiting import PATIENCE_SECONDS, eventually, until, wait_until
-
-
-@pytest.fixture(scope="module")
-def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
-    return Authority(tmp_path_factory.mktemp("authority"))
-
-
-@pytest.fixture(scope="module")
-def stranger(tmp_path_factory: pytest.TempPathFactory) -> Authority:
-    return Authority(tmp_path_factory.mktemp("stranger"), "stranger")
 
 
 @pytest.fixture(scope="module")
@@ -60,17 +50,6 @@ def actor(authority: Authority) -> Issued:
 def settings_with(shown: Issued | None, **others: Any) -> Settings:
     given: dict[str, Any] = {"grace_seconds": 0, "local_socket": "", "retention_seconds": 0, **others}
     return Settings(**given, **(shown.options if shown else {}))  # type: ignore[arg-type]
-
-
-@asynccontextmanager
-async def secured(flavour: str, endpoint: str, **options: Any) -> AsyncIterator[Any]:
-    """Return a context manager for a client of one flavour."""
-    if flavour == "asyncio":
-        async with aio.ModelRegistry(endpoint, **options) as registry:
-            yield registry
-    else:
-        with ModelRegistry(endpoint, **options) as registry:
-            yield Awaited(registry)
 
 
 # Arguments.
@@ -160,7 +139,7 @@ async def test_calls_transfers_and_watches_work_over_tls(
     large = os.urandom(5 * 2**20)
     async with (
         serving(tmp_path / "archive", settings_with(shown)) as server,
-        secured(flavour, f"grpcs://127.0.0.1:{server.port}", tls_ca=authority.certificate) as registry,
+        opened_at(flavour, f"grpcs://127.0.0.1:{server.port}", tls_ca=authority.certificate) as registry,
     ):
         first = await registry.publish("walker", b"first")
         await registry.store("walker", large)
@@ -201,7 +180,7 @@ async def test_tls_can_be_configured_by_variables_alone(
 
 @asynccontextmanager
 async def failing(flavour: str, endpoint: str, message: str, **options: Any) -> AsyncIterator[None]:
-    async with secured(flavour, endpoint, retry_seconds=600, **options) as registry:
+    async with opened_at(flavour, endpoint, retry_seconds=600, **options) as registry:
         with pytest.raises(errors.UnavailableError, match=message) as caught:
             await registry.list_models()
         assert not isinstance(caught.value, errors.StoppingError)
@@ -279,7 +258,7 @@ async def test_a_client_without_the_required_certificate_gets_an_error_that_says
 
 async def test_nothing_at_an_endpoint_over_tls_is_a_refused_connection(flavour: str, authority: Authority) -> None:
     endpoint = f"grpcs://127.0.0.1:{free_port()}"
-    async with secured(flavour, endpoint, tls_ca=authority.certificate, retry_seconds=0) as registry:
+    async with opened_at(flavour, endpoint, tls_ca=authority.certificate, retry_seconds=0) as registry:
         with pytest.raises(errors.UnavailableError, match=f"cannot connect to {endpoint}: Connection refused"):
             await registry.list_models()
 
@@ -296,7 +275,7 @@ async def test_renewed_files_of_the_client_are_read_by_the_call_that_needs_them(
     shutil.copy(shown.certificate, used.certificate)
     shutil.copy(shown.key, used.key)
     port = free_port()
-    async with secured(flavour, f"grpcs://127.0.0.1:{port}", tls_ca=trusted) as registry:
+    async with opened_at(flavour, f"grpcs://127.0.0.1:{port}", tls_ca=trusted) as registry:
         with server_process(tmp_path / "archive", *used.flags, f"--port={port}") as server:
             await registry.create_model("walker")
             server.stop()
@@ -312,7 +291,7 @@ async def test_a_client_continues_when_its_files_vanish(
 ) -> None:
     trusted, port = tmp_path / "ca.pem", free_port()
     shutil.copy(authority.certificate, trusted)
-    async with secured(flavour, f"grpcs://127.0.0.1:{port}", tls_ca=trusted) as registry:
+    async with opened_at(flavour, f"grpcs://127.0.0.1:{port}", tls_ca=trusted) as registry:
         trusted.unlink()
         with server_process(tmp_path / "archive", *shown.flags, f"--port={port}") as server:
             assert await registry.list_models() == []
@@ -332,7 +311,7 @@ async def test_a_silent_channel_over_tls_is_replaced(
 
     port = free_port()
     mute = await asyncio.start_server(say_nothing, "127.0.0.1", port)
-    async with secured(flavour, f"grpcs://127.0.0.1:{port}", tls_ca=authority.certificate) as registry:
+    async with opened_at(flavour, f"grpcs://127.0.0.1:{port}", tls_ca=authority.certificate) as registry:
         with pytest.raises((errors.TimedOutError, errors.UnavailableError)):
             await registry.list_models(timeout=0.5)
         await silent.wait()
@@ -384,12 +363,13 @@ async def test_versions_go_through_the_local_socket_of_a_server_with_tls(
     data = os.urandom(2 * 2**20)
     async with (
         serving(tmp_path / "archive", settings) as server,
-        secured(flavour, f"grpcs://127.0.0.1:{server.port}", tls_ca=authority.certificate) as registry,
+        opened_at(flavour, f"grpcs://127.0.0.1:{server.port}", tls_ca=authority.certificate) as registry,
     ):
         await registry.publish("walker", data)
         assert bytes(await registry.retrieve("walker", copy=False)) == data
-        inner: Any = registry.registry if isinstance(registry, Awaited) else registry
-        assert inner._core.calls.connection.local.path == str(tmp_path / "socket")
+        local = connection_of(registry).local
+        assert local is not None
+        assert local.path == str(tmp_path / "socket")
 
 
 # Discovery.
@@ -423,7 +403,7 @@ async def test_a_registry_with_tls_is_found_by_a_directory(
         )
         async with (
             serving(tmp_path / "archive", settings),
-            secured(flavour, "cogment://discover", directory_endpoint=endpoint, tls_ca=ca) as registry,
+            opened_at(flavour, "cogment://discover", directory_endpoint=endpoint, tls_ca=ca) as registry,
         ):
             await eventually(partial(lists_nothing, registry))
 
@@ -434,10 +414,10 @@ async def test_a_registry_without_tls_is_not_used_if_tls_is_required(
     async with directory() as endpoint:
         settings = replace(settings_with(None), directory_endpoint=endpoint)
         async with serving(tmp_path / "archive", settings):
-            async with secured(flavour, "cogment://discover", directory_endpoint=endpoint) as plain:
+            async with opened_at(flavour, "cogment://discover", directory_endpoint=endpoint) as plain:
                 await eventually(partial(lists_nothing, plain))
             options = {"directory_endpoint": endpoint, "tls_ca": authority.certificate}
-            async with secured(flavour, "cogment://discover", **options) as registry:
+            async with opened_at(flavour, "cogment://discover", **options) as registry:
                 with pytest.raises(errors.NotFoundError, match="knows no ready model registry with TLS that matches"):
                     await registry.list_models()
 
@@ -445,7 +425,7 @@ async def test_a_registry_without_tls_is_not_used_if_tls_is_required(
 async def test_a_plain_directory_endpoint_of_a_directory_with_tls_says_so(flavour: str, shown: Issued) -> None:
     async with directory(shown) as endpoint:
         plain = endpoint.replace("grpcs", "grpc")
-        async with secured(flavour, "cogment://discover", directory_endpoint=plain, retry_seconds=0) as registry:
+        async with opened_at(flavour, "cogment://discover", directory_endpoint=plain, retry_seconds=0) as registry:
             with pytest.raises(errors.UnavailableError, match="it requires TLS; use grpcs:// in place of grpc://"):
                 await registry.list_models()
 

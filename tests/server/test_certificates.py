@@ -37,16 +37,6 @@ from tests.waiting import PATIENCE_SECONDS, eventually, until, wait_until
 
 
 @pytest.fixture(scope="module")
-def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
-    return Authority(tmp_path_factory.mktemp("authority"))
-
-
-@pytest.fixture(scope="module")
-def stranger(tmp_path_factory: pytest.TempPathFactory) -> Authority:
-    return Authority(tmp_path_factory.mktemp("stranger"), "stranger")
-
-
-@pytest.fixture(scope="module")
 def shown(authority: Authority) -> Issued:
     """The certificate of servers."""
     return authority.issue()
