@@ -82,7 +82,7 @@ async def state(catalog: LocalCatalog) -> dict[str, Any]:
         "versions": {m.model_id: await catalog.list_versions(m.model_id, 0, 10**6) for m in models},
         "found": {(v.info.model_id, v.number, v.info.data_hash) for v in await catalog.search(EVERYTHING)},
         "counts": await catalog.count(),
-        "next": {model.model_id: catalog._models[model.model_id].next_number for model in models},
+        "next": {model.model_id: catalog._models.by_id[model.model_id].next_number for model in models},
     }
 
 

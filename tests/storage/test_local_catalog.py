@@ -116,7 +116,7 @@ async def crash_and_count(place: Path, publishes: list[int], block: int) -> list
                 await archive.write_model(ModelInfo("m"))
         numbers += [(await publish(catalog, "m")).number for _ in range(count)]
         # A crash: no `catalog.close()`, and a mark that was being persisted may be lost or not.
-        persisting = catalog._models["m"].persisting
+        persisting = catalog._models.by_id["m"].persisting
         if persisting is not None:
             await asyncio.wait([persisting])
         await database.close()
@@ -205,9 +205,9 @@ async def test_a_listing_is_not_shorter_for_a_version_found_damaged(archive: Dir
 async def test_metadata_that_the_cache_dropped_is_read_again(archive: DirectoryArchive) -> None:
     async with catalog_over(archive) as catalog:
         before = await catalog.list_versions("m", 0, 10)
-        catalog._infos.clear()
+        catalog._models._infos.clear()
         assert await catalog.list_versions("m", 0, 10) == before
-        catalog._infos.clear()
+        catalog._models._infos.clear()
         assert await catalog.get_versions("m", [3, -1]) == [before[2], before[4]]
 
 

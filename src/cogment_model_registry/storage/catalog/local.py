@@ -1,21 +1,16 @@
 """The catalog of a single server: in memory, over the folder of its archive.
 
-It starts from names alone. The metadata of an archived version is read on the first request for it, and kept in a
-bounded cache; until then the catalog knows only its number. A version whose metadata turns out to be damaged leaves the
-listing at that moment.
+`models` has what is visible, and reads metadata on demand. This module has the changes, each with the lock of its
+model, and the searches, which take archived versions from the database and transient ones from memory.
 """
 
 import asyncio
 import bisect
 import contextlib
 import time
-import weakref
 from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Sequence
 from dataclasses import replace
 from types import TracebackType
-
-import structlog
-from cachetools import LRUCache
 
 from cogment_model_registry.errors import (
     DataLossError,
@@ -38,7 +33,6 @@ from cogment_model_registry.records.versions import (
     VERSION_NUMBER_MAX,
     ModelInfo,
     VersionInfo,
-    user_data_bytes,
 )
 from cogment_model_registry.registry import journals
 from cogment_model_registry.registry.contracts import (
@@ -57,27 +51,17 @@ from cogment_model_registry.registry.contracts import (
 from cogment_model_registry.registry.filters import ARCHIVED, Filter, arranged, matches, position_of
 from cogment_model_registry.storage.catalog.database import Database
 from cogment_model_registry.storage.catalog.index import VersionIndex
-from cogment_model_registry.storage.catalog.model import Appearances, Model
+from cogment_model_registry.storage.catalog.model import Model
+from cogment_model_registry.storage.catalog.models import Models
 from cogment_model_registry.storage.catalog.numbers import NUMBER_BLOCK, Numbers
 from cogment_model_registry.storage.catalog.requests import Entry, RequestLog
-from cogment_model_registry.storage.feed import Feed, History, NewsMemo
+from cogment_model_registry.storage.feed import NewsMemo
 from cogment_model_registry.storage.folder import FolderArchive, FolderContents
-
-_log = structlog.stdlib.get_logger(__name__)
-
-_INFO_CACHE_BYTES = 32 * 1024 * 1024
-_INFO_BYTES = 900  # what a cached version and its encoding take without user_data, measured with tracemalloc
-
-_SIGNATURE_BYTES = 400  # its object and its two texts
 
 _SEARCH_ATTEMPTS = 3
 
 _EVALUATED_AT_ONCE = 256
 """How many transient versions a search looks at before other calls get their turn: some milliseconds at most."""
-
-
-def _info_bytes(info: VersionInfo) -> int:
-    return _INFO_BYTES + _SIGNATURE_BYTES * (info.signature is not None) + 2 * user_data_bytes(info.user_data)
 
 
 class LocalCatalog(Catalog):
@@ -91,16 +75,10 @@ class LocalCatalog(Catalog):
 
     def __init__(self, archive: FolderArchive, database: Database, number_block: int = NUMBER_BLOCK) -> None:
         self._archive = archive
-        self._index = VersionIndex(database, archive, self._note_change)
+        self._models = Models(archive)
+        self._index = VersionIndex(database, archive, self._models.note_change)
         self._numbers = Numbers(archive, number_block)
-        self._models: dict[str, Model] = {}
-        self._ids: list[str] = []  # ascending
-        self._feed = Feed(self._existing)
         self._news = NewsMemo()
-        self._versions_count = 0
-        self._archived_bytes = 0
-        self._infos: LRUCache[tuple[int, int], VersionInfo] = LRUCache(_INFO_CACHE_BYTES, _info_bytes)
-        self._locks: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
         self._requests = {archived: RequestLog() for archived in (False, True)}
         self._stopping = False
 
@@ -113,11 +91,11 @@ class LocalCatalog(Catalog):
         found = await self._archive.scan(known)
         lives = await self._index.begin_lives([contents.info.model_id for contents in found])
         for contents in found:
-            self._add_model(contents, lives[contents.info.model_id])
+            self._models.add(contents, lives[contents.info.model_id])
         await self._index.compare_all(found, known)
         for request_id, entry in await self._index.finished_uploads():
-            if entry.number and entry.model_id in self._models:
-                entry.life = self._models[entry.model_id].life
+            if entry.number and entry.model_id in self._models.by_id:
+                entry.life = self._models.by_id[entry.model_id].life
             self._requests[True].add(request_id, entry)
 
     async def close(self) -> None:
@@ -126,7 +104,7 @@ class LocalCatalog(Catalog):
         if self._archive.is_read_only:
             return
         async with asyncio.TaskGroup() as group:
-            for model in self._models.values():
+            for model in self._models.by_id.values():
                 if model.persisting is not None or model.persisted_number >= model.next_number:
                     group.create_task(self._numbers.persist_exactly(model))
 
@@ -137,52 +115,42 @@ class LocalCatalog(Catalog):
             on_removed: Called with the id of each model that is gone, while nobody else changes it.
         """
         found = {contents.info.model_id for contents in await self._archive.scan()}
-        for model_id in sorted(found | self._models.keys()):
+        for model_id in sorted(found | self._models.by_id.keys()):
             # Scanned again under the lock, since versions may have been stored after the first scan.
-            async with self.lock(model_id):
+            async with self._models.lock(model_id):
                 known = await self._index.known_of(model_id)
                 contents = await self._archive.scan_model(model_id, known)
-                if contents is None and model_id in self._models:
+                if contents is None and model_id in self._models.by_id:
                     await self._index.remove_model(model_id)
-                    self._forget_model(self._models[model_id])
+                    self._models.forget(self._models.by_id[model_id])
                     await on_removed(model_id)
                 elif contents is not None:
-                    self._refresh_model(contents, await self._index.begin_life(model_id))
+                    self._models.refresh(contents, await self._index.begin_life(model_id))
                     await self._index.compare(contents, known)
 
     def stop_watching(self) -> None:
         self._stopping = True
-        self._feed.stop()
-        for model in self._models.values():
+        self._models.feed.stop()
+        for model in self._models.by_id.values():
             model.wake_watchers()
 
-    def lock(self, model_id: str) -> asyncio.Lock:
-        """Return the lock for changes of a model, which need not exist."""
-        model = self._models.get(model_id)
-        if model is not None:
-            return model.lock
-        lock = self._locks.get(model_id)
-        if lock is None:
-            lock = self._locks[model_id] = asyncio.Lock()
-        return lock
-
     async def find(self, model_id: str) -> ModelRef:
-        return self._require(model_id).ref
+        return self._models.require(model_id).ref
 
     async def get_model(self, model_id: str) -> ModelInfo:
-        return self._require(model_id).info
+        return self._models.require(model_id).info
 
     async def list_models(self, offset: int, limit: int) -> list[ModelInfo]:
-        return [self._models[model_id].info for model_id in self._ids[offset : offset + limit]]
+        return [self._models.by_id[model_id].info for model_id in self._models.ids[offset : offset + limit]]
 
     async def list_models_after(self, model_id: str, limit: int) -> list[ModelInfo]:
-        return await self.list_models(bisect.bisect_right(self._ids, model_id), limit)
+        return await self.list_models(bisect.bisect_right(self._models.ids, model_id), limit)
 
     async def list_models_with_shares(self) -> list[str]:
         return self._index.models_with_shares()
 
     async def summarize(self, models: Sequence[ModelInfo]) -> list[ModelSummary]:
-        return [self._summary(model) for info in models if (model := self._models.get(info.model_id))]
+        return [self._summary(model) for info in models if (model := self._models.by_id.get(info.model_id))]
 
     def _summary(self, model: Model) -> ModelSummary:
         return ModelSummary.of(
@@ -196,84 +164,79 @@ class LocalCatalog(Catalog):
 
     @contextlib.asynccontextmanager
     async def changing_model(self, ref: ModelRef, change: ModelChange) -> AsyncGenerator[ModelSummary, None]:
-        async with self.lock(ref.model_id):
-            model = self._require_life(ref)
+        async with self._models.lock(ref.model_id):
+            model = self._models.require_life(ref)
             before, after = await self._index.change_model(ref.model_id, change)
             journals.record_model_changed(ref.model_id, before, after)
             model.changes += 1
-            self._note_change(ref.model_id)
+            self._models.note_change(ref.model_id)
             yield self._summary(model)
 
     async def get_signers(self, ref: ModelRef) -> Sequence[PublicKey]:
-        self._require_life(ref)
+        self._models.require_life(ref)
         return self._index.annotations_of_model(ref.model_id).signers
 
     async def get_state(self, ref: ModelRef) -> ModelState:
-        model = self._require_life(ref)
+        model = self._models.require_life(ref)
         return ModelState(tuple(model.numbers), model.changes)
 
     async def get_outline(self, ref: ModelRef, last_number: int = VERSION_NUMBER_MAX) -> ModelOutline:
-        model = self._require_life(ref)
+        model = self._models.require_life(ref)
         count = bisect.bisect_right(model.numbers, last_number)
         return ModelOutline(model.changes, count, model.numbers[count - 1] if count else 0)
 
     @contextlib.asynccontextmanager
     async def writing_model(self, info: ModelInfo) -> AsyncGenerator[None, None]:
-        async with self.lock(info.model_id):
+        async with self._models.lock(info.model_id):
             found, life = None, 0
-            if info.model_id not in self._models:
+            if info.model_id not in self._models.by_id:
                 # Its directory may have been put there by hand, with versions whose numbers are taken.
                 found = await self._archive.scan_model(info.model_id)
                 life = await self._index.begin_life(info.model_id)
             yield
-            model = self._models.get(info.model_id)
+            model = self._models.by_id.get(info.model_id)
             journals.record_model_written(info, model.info if model else None)
             if model is not None:
                 model.info = info
-                self._note_change(info.model_id)
+                self._models.note_change(info.model_id)
             else:
-                self._numbers.persist_ahead(self._add_model(replace(found or FolderContents(info), info=info), life))
+                self._numbers.persist_ahead(self._models.add(replace(found or FolderContents(info), info=info), life))
 
     @contextlib.asynccontextmanager
     async def removing_model(self, model_id: str) -> AsyncGenerator[None, None]:
-        async with self.lock(model_id):
-            model = self._require(model_id)
+        async with self._models.lock(model_id):
+            model = self._models.require(model_id)
             yield
             journals.record_model_deleted(self._summary(model))
             await self._index.remove_model(model_id)
-            self._forget_model(model)
+            self._models.forget(model)
             if model.persisting is not None:
                 # Its mark must not be written into the directory of a later model of this name.
                 await asyncio.wait([model.persisting])
 
     def publishing(self, ref: ModelRef, *, archived: bool = False) -> contextlib.AbstractAsyncContextManager[Slot]:
-        return _Publishing(self, ref)
+        return _Publishing(self, ref, self._models.lock(ref.model_id))
 
     # What `_Publishing` calls.
 
     async def take_number(self, ref: ModelRef) -> int:
         """Return the next number of a model, whose lock the caller holds."""
-        return await self._numbers.take(self._require_life(ref))
+        return await self._numbers.take(self._models.require_life(ref))
 
     def show(self, info: VersionInfo) -> None:
         """Make a version visible; the caller holds the lock of its model."""
-        model = self._require(info.model_id)
+        model = self._models.require(info.model_id)
         model.numbers.append(info.number)
         model.appearances.add(info.number, time.time_ns())
-        self._versions_count += 1
+        self._models.versions_count += 1
         if info.archived:
-            self._add_archived(model, info)
+            self._models.add_archived(model, info)
+            self._index.add(info)
         else:
             model.transient[info.number] = info
-        model.history.show(self._feed.note(info.model_id), info.number)
+        model.history.show(self._models.feed.note(info.model_id), info.number)
         if model.watchers:
             model.wake_watchers()
-
-    def _add_archived(self, model: Model, info: VersionInfo) -> None:
-        self._infos[model.life, info.number] = info
-        model.add_archived(info.number, info.data_size_bytes)
-        self._archived_bytes += info.data_size_bytes
-        self._index.add(info)
 
     async def next_revision(self, model_id: str) -> int:
         """Return a revision that no change of the model had before."""
@@ -285,37 +248,37 @@ class LocalCatalog(Catalog):
         if info.archived:
             await self._index.annotate(info, annotations, request, forgotten)
         else:
-            self._require(info.model_id).annotations[info.number] = annotations
+            self._models.require(info.model_id).annotations[info.number] = annotations
 
     async def finish_upload(self, info: VersionInfo, request: UploadRequest) -> None:
         """Record the upload of a version that was committed; the caller holds the lock of its model."""
-        life = self._require(info.model_id).life
+        life = self._models.require(info.model_id).life
         now_ns = time.time_ns()
         entry = Entry(request.digest, info.model_id, life, info.number, now_ns, request.aliases)
         self._requests[info.archived].add(request.request_id, entry)
         if request.aliases:
             await self._index.finish_upload(request.request_id, entry, now_ns)
-            self._require(info.model_id).changes += 1
+            self._models.require(info.model_id).changes += 1
 
     async def find_upload(self, request_id: str) -> FinishedUpload | None:
         entry = self._requests[False].find(request_id) or self._requests[True].find(request_id)
         if entry is None:
             return None
-        model = self._models.get(entry.model_id)
+        model = self._models.by_id.get(entry.model_id)
         if model is None or model.life != entry.life:
             return FinishedUpload(entry.digest, entry.model_id, 0)
         if entry.pending:
-            async with self.lock(entry.model_id):
+            async with self._models.lock(entry.model_id):
                 if entry.pending and model.has(entry.number):
                     await self._index.finish_upload(request_id, entry, time.time_ns())
                     model.changes += 1
         return FinishedUpload(entry.digest, entry.model_id, entry.number)
 
     async def find_copies(self, model_id: str, data_hash: str, size_bytes: int) -> list[VersionInfo]:
-        model = self._require(model_id)
+        model = self._models.require(model_id)
         archived = [number for number in await self._index.find_copies(model_id, data_hash) if model.has(number)]
-        await self._read_missing(model, archived)
-        infos = [*model.transient.values(), *[await self._get(model, number) for number in archived]]
+        await self._models.read_missing(model, archived)
+        infos = [*model.transient.values(), *[await self._models.get(model, number) for number in archived]]
         return [info for info in infos if info and (info.data_hash, info.data_size_bytes) == (data_hash, size_bytes)]
 
     def promoting(self, ref: ModelRef, number: int) -> contextlib.AbstractAsyncContextManager[Promotion]:
@@ -323,22 +286,23 @@ class LocalCatalog(Catalog):
 
     @contextlib.asynccontextmanager
     async def _promoting(self, ref: ModelRef, number: int) -> AsyncGenerator[Promotion, None]:
-        async with self.lock(ref.model_id):
-            model = self._require_life(ref)
-            promotion = _Promotion(self, await self._require_version(model, number))
+        async with self._models.lock(ref.model_id):
+            model = self._models.require_life(ref)
+            promotion = _Promotion(self, await self._models.require_version(model, number))
             yield promotion
             if promotion.shown is not None:
                 del model.transient[number]
                 model.annotations.pop(number, None)
                 model.changes += 1
-                self._add_archived(model, promotion.shown)
+                self._models.add_archived(model, promotion.shown)
+                self._index.add(promotion.shown)
                 journals.record_promoted(promotion.shown)
 
     @contextlib.asynccontextmanager
     async def removing_version(self, ref: ModelRef, number: int) -> AsyncGenerator[VersionInfo, None]:
-        async with self.lock(ref.model_id):
-            model = self._require_life(ref)
-            info = await self._require_version(model, number)
+        async with self._models.lock(ref.model_id):
+            model = self._models.require_life(ref)
+            info = await self._models.require_version(model, number)
             if info.archived:
                 # An archive of the original has no mark, and its newest file says which number comes next.
                 await self._numbers.persist_used(model, number)
@@ -347,11 +311,11 @@ class LocalCatalog(Catalog):
             if version is not None:
                 journals.record_deleted(version)
             has_aliases = bool(self._index.names_of(info))
-            self._drop(model, number, "deleted")
+            self._models.drop(model, number, "deleted")
             if info.archived:
                 await self._index.remove_version(info)
             if has_aliases:
-                self._note_change(ref.model_id)
+                self._models.note_change(ref.model_id)
 
     async def describe(self, infos: Sequence[VersionInfo]) -> list[Version]:
         archived = [info for info in infos if info.archived]
@@ -364,13 +328,13 @@ class LocalCatalog(Catalog):
         ]
 
     def _transient_annotations(self, info: VersionInfo) -> Annotations:
-        model = self._models.get(info.model_id)
+        model = self._models.by_id.get(info.model_id)
         return model.annotations.get(info.number, Annotations()) if model else Annotations()
 
     async def change_annotations(self, ref: ModelRef, number: int, change: AnnotationChange) -> Version:
-        async with self.lock(ref.model_id):
-            model = self._require_life(ref)
-            info = await self._require_version(model, number)
+        async with self._models.lock(ref.model_id):
+            model = self._models.require_life(ref)
+            info = await self._models.require_version(model, number)
             if info.archived:
                 before, annotations = await self._index.change_annotations(info, change)
                 model.changes += 1
@@ -385,16 +349,16 @@ class LocalCatalog(Catalog):
             return Version.of(info, annotations, self._index.names_of(info))
 
     async def get_aliases(self, model_id: str) -> list[Alias]:
-        self._require(model_id)
+        self._models.require(model_id)
         return [*self._index.aliases_of(model_id).values()]
 
     async def set_aliases(self, ref: ModelRef, changes: Sequence[AliasChange], now_ns: int) -> list[Alias]:
-        async with self.lock(ref.model_id):
-            model = self._require_life(ref)
+        async with self._models.lock(ref.model_id):
+            model = self._models.require_life(ref)
             targets = []
             for change in changes:
                 if change.version_number is not None:
-                    info = await self._require_version(model, change.version_number)
+                    info = await self._models.require_version(model, change.version_number)
                     if not info.archived:
                         raise NotFoundError.version(ref.model_id, change.version_number)
                     targets.append(info)
@@ -432,34 +396,34 @@ class LocalCatalog(Catalog):
         return found
 
     def _transient_versions(self, model_id: str | None) -> dict[tuple[str, int], VersionInfo]:
-        models = self._models.values() if model_id is None else [self._require(model_id)]
+        models = self._models.by_id.values() if model_id is None else [self._models.require(model_id)]
         return {_key(info): info for model in models for info in model.transient.values()}
 
     def _current(self, info: VersionInfo) -> VersionInfo | None:
         """Return what is visible of a version that was transient."""
-        model = self._models.get(info.model_id)
+        model = self._models.by_id.get(info.model_id)
         if model is None or not model.has(info.number):
             return None
-        found = self._cached(model, info.number)
+        found = self._models.cached(model, info.number)
         return found if found is not None and replace(found, archived=False) == info else None
 
     def _is_visible(self, info: VersionInfo) -> bool:
-        model = self._models.get(info.model_id)
+        model = self._models.by_id.get(info.model_id)
         return model is not None and info.number not in model.transient and model.has(info.number)
 
     async def forget(self, info: VersionInfo) -> None:
-        model = self._models.get(info.model_id)
+        model = self._models.by_id.get(info.model_id)
         found = model.transient.get(info.number) if model is not None else None
         if model is not None and (found is info or found == info):
-            self._drop(model, info.number, "evicted")
+            self._models.drop(model, info.number, "evicted")
 
     async def mark_damaged(self, ref: ModelRef, error: DataLossError) -> None:
-        model = self._models.get(ref.model_id)
+        model = self._models.by_id.get(ref.model_id)
         if model is not None and model.life == ref.life and error.version_number is not None:
-            self._mark_damaged(model, error.version_number, error.reason)
+            self._models.mark_damaged(model, error.version_number, error.reason)
 
     async def get_versions(self, model_id: str, numbers: Sequence[int]) -> list[VersionInfo]:
-        model = self._require(model_id)
+        model = self._models.require(model_id)
         known = [info for number in numbers if (info := self._known(model, number)) is not None]
         return known if len(known) == len(numbers) else await self._look_up(model, numbers)
 
@@ -469,13 +433,13 @@ class LocalCatalog(Catalog):
             if model.unread or -number > len(model.numbers):
                 return None
             number = model.numbers[number]
-        return self._cached(model, number)
+        return self._models.cached(model, number)
 
     async def _look_up(self, model: Model, numbers: Sequence[int]) -> list[VersionInfo]:
         infos = []
-        await self._read_missing(model, [number for number in numbers if model.has(number)])
+        await self._models.read_missing(model, [number for number in numbers if model.has(number)])
         for number in numbers:
-            info = await self._nth_last(model, -number) if number < 0 else await self._get(model, number)
+            info = await self._models.nth_last(model, -number) if number < 0 else await self._models.get(model, number)
             if info is None:
                 if number in model.damaged:
                     raise DataLossError.version(model.model_id, number, model.damaged[number])
@@ -484,7 +448,7 @@ class LocalCatalog(Catalog):
         return infos
 
     async def newer_than(self, model_id: str, number: int) -> Newer:
-        model = self._require(model_id)
+        model = self._models.require(model_id)
         count = len(model.numbers) - bisect.bisect_right(model.numbers, number)
         since_ns = model.appearances.first_after(number)
         if count and number < model.appearances.after:
@@ -495,24 +459,24 @@ class LocalCatalog(Catalog):
         return Newer(count, since_ns)
 
     async def settled(self, model_id: str) -> None:
-        async with self.lock(model_id):
+        async with self._models.lock(model_id):
             pass
 
     async def list_versions(self, model_id: str, first_number: int, limit: int) -> list[VersionInfo]:
-        model = self._require(model_id)
+        model = self._models.require(model_id)
         infos: list[VersionInfo] = []
         while len(infos) < limit:
             start = bisect.bisect_left(model.numbers, first_number)
             numbers = model.numbers[start : start + limit - len(infos)]
             if not numbers:
                 break
-            await self._read_missing(model, numbers)
-            infos += [info for number in numbers if (info := await self._get(model, number))]
+            await self._models.read_missing(model, numbers)
+            infos += [info for number in numbers if (info := await self._models.get(model, number))]
             first_number = numbers[-1] + 1
         return infos
 
     async def watch(self, model_id: str) -> AsyncGenerator[VersionInfo, None]:
-        model = self._require(model_id)
+        model = self._models.require(model_id)
         news = asyncio.Event()
         news.set()
         model.watchers.add(news)
@@ -526,7 +490,7 @@ class LocalCatalog(Catalog):
                 if model.removed:
                     raise NotFoundError.model(model_id)
                 if model.numbers and model.numbers[-1] > last_number:
-                    info = await self._nth_last(model, 1)
+                    info = await self._models.nth_last(model, 1)
                     if info is not None and info.number > last_number:
                         last_number = info.number
                         yield info
@@ -534,20 +498,22 @@ class LocalCatalog(Catalog):
             model.watchers.discard(news)
 
     def watching(self, model_ids: Collection[str] | None) -> contextlib.AbstractContextManager[Watcher]:
-        return self._feed.watching(model_ids)
+        return self._models.feed.watching(model_ids)
 
     async def get_news(self, model_id: str, number: int, sequence: int, limit: int) -> News:
         key = model_id, number, sequence, limit
-        news = self._news.find(self._feed.sequence, key)
+        news = self._news.find(self._models.feed.sequence, key)
         if news is None:
             news = self._look_for_news(*key)
             self._news.add(key, news)
         return news
 
     def _look_for_news(self, model_id: str, number: int, sequence: int, limit: int) -> News:
-        model = self._models.get(model_id)
+        model = self._models.by_id.get(model_id)
         if model is None:
-            return News(0, self._feed.removed_at(model_id), removed=self._feed.first_removed(model_id, sequence))
+            return News(
+                0, self._models.feed.removed_at(model_id), removed=self._models.feed.first_removed(model_id, sequence)
+            )
         start = bisect.bisect_right(model.numbers, number)
         numbers = model.numbers[start : start + limit] if limit else model.numbers[start:][-1:]
         history = model.history
@@ -559,208 +525,27 @@ class LocalCatalog(Catalog):
             next_sequence=history.sequence_of(number + 1),
             shown=history.shown(numbers),
             lost=history.lost(sequence),
-            removed=self._feed.first_removed(model_id, sequence),
+            removed=self._models.feed.first_removed(model_id, sequence),
         )
 
     async def number_at(self, model_id: str, sequence: int) -> int | None:
-        model = self._models.get(model_id)
+        model = self._models.by_id.get(model_id)
         return model.history.number_at(sequence) if model else 0
 
     async def removed_since(self, sequence: int) -> Sequence[str] | None:
-        return self._feed.removed_since(sequence)
-
-    def _existing(self, model_ids: Collection[str] | None) -> list[str]:
-        """Return the models that exist, of some or of all, in the order in which they were created or changed."""
-        known = self._models if model_ids is None else {each: None for each in model_ids if each in self._models}
-        return [*known]
-
-    def _note_change(self, model_id: str) -> None:
-        """Record that what describes a model was changed."""
-        model = self._models.get(model_id)
-        if model is not None:
-            model.history.changed = self._feed.note(model_id)
+        return self._models.feed.removed_since(sequence)
 
     async def count(self) -> CatalogCounts:
-        return CatalogCounts(len(self._models), self._versions_count, self._archived_bytes)
-
-    # Models.
-
-    def _require(self, model_id: str) -> Model:
-        model = self._models.get(model_id)
-        if model is None:
-            raise NotFoundError.model(model_id)
-        return model
-
-    def _require_life(self, ref: ModelRef) -> Model:
-        model = self._models.get(ref.model_id)
-        if model is None or model.life != ref.life:
-            raise NotFoundError.model(ref.model_id)
-        return model
-
-    async def _require_version(self, model: Model, number: int) -> VersionInfo:
-        info = await self._get(model, number)
-        if info is None:
-            if number in model.damaged:
-                raise DataLossError.version(model.model_id, number, model.damaged[number])
-            raise NotFoundError.version(model.model_id, number)
-        return info
-
-    def _add_model(self, contents: FolderContents, life: int) -> Model:
-        last, mark = max(contents.last_number, contents.high_water_mark), contents.high_water_mark
-        history = History(self._feed.note(contents.info.model_id), last)
-        model = Model(
-            contents.info,
-            life,
-            history,
-            next_number=last + 1,
-            persisted_number=mark,
-            appearances=Appearances(after=last),
-            lock=self.lock(contents.info.model_id),
-        )
-        self._models[model.model_id] = model
-        bisect.insort(self._ids, model.model_id)
-        self._take_contents(model, contents)
-        return model
-
-    def _take_contents(self, model: Model, contents: FolderContents) -> None:
-        """Replace the archived versions of a model by those of its folder; transient ones stay."""
-        before = {number for number in model.numbers if number not in model.transient}
-        for number in before:
-            self._drop(model, number)
-        model.damaged.clear()
-        archived = [number for number in contents.version_numbers if number not in model.transient]
-        model.unread.update(archived)
-        model.numbers = sorted([*model.numbers, *archived])
-        self._versions_count += len(archived)
-        for number in archived:
-            size_bytes = contents.size_bytes.get(number, 0)
-            model.add_archived(number, size_bytes)
-            self._archived_bytes += size_bytes
-        for number, reason in contents.damaged.items():
-            self._mark_damaged(model, number, reason)
-        for number in sorted(before.difference(model.numbers)):
-            self._note_lost(model, number, "gone from the archive")
-        for number in model.numbers[bisect.bisect_right(model.numbers, model.history.last_number) :]:
-            model.history.show(self._feed.note(model.model_id), number)
-
-    def _forget_model(self, model: Model) -> None:
-        """Make a model invisible, and end its watchers."""
-        del self._models[model.model_id]
-        self._ids.pop(bisect.bisect_left(self._ids, model.model_id))
-        self._versions_count -= len(model.numbers)
-        self._archived_bytes -= model.archived_bytes
-        model.removed = True
-        self._feed.note_removed(model.model_id, model.history.since)
-        model.wake_watchers()
-
-    def _refresh_model(self, contents: FolderContents, life: int) -> None:
-        """Update a model to what its folder has now."""
-        model = self._models.get(contents.info.model_id)
-        if model is None:
-            self._add_model(contents, life)
-            return
-        if model.info != contents.info:
-            model.info = contents.info
-            self._note_change(model.model_id)
-        model.changes += 1
-        if contents.last_number >= model.next_number:
-            model.appearances.add(contents.last_number, time.time_ns())
-        model.next_number = max(model.next_number, contents.last_number + 1)
-        # A folder that was replaced by hand may have a lower mark, or none: the next number persists it again.
-        model.persisted_number = contents.high_water_mark
-        self._take_contents(model, contents)
-        model.wake_watchers()
-
-    # Versions.
-
-    def _drop(self, model: Model, number: int, reason: str = "") -> None:
-        """Make a version invisible, and report the reason to watchers if there is one."""
-        archived_bytes = model.archived_bytes
-        if model.drop(number):
-            if reason:
-                self._note_lost(model, number, reason)
-            self._versions_count -= 1
-            self._archived_bytes -= archived_bytes - model.archived_bytes
-        if self._infos:
-            self._infos.pop((model.life, number), None)
-
-    def _mark_damaged(self, model: Model, number: int, reason: str) -> None:
-        if number not in model.damaged:
-            _log.error("damaged version found", model_id=model.model_id, number=number, reason=reason)
-            model.damaged[number] = reason
-        self._drop(model, number, "damaged")
-
-    def _note_lost(self, model: Model, number: int, reason: str) -> None:
-        model.history.lose(self._feed.note(model.ref.model_id), number, reason)
-
-    def _cached(self, model: Model, number: int) -> VersionInfo | None:
-        return model.transient.get(number) or self._infos.get((model.life, number))
-
-    async def _get(self, model: Model, number: int) -> VersionInfo | None:
-        """Return a visible version; None if it does not exist or turns out to be damaged."""
-        info = self._cached(model, number)
-        if info is None and model.has(number):
-            [info] = await self._read(model, [number])
-        return info
-
-    async def _read_missing(self, model: Model, numbers: Sequence[int]) -> None:
-        """Read at once the metadata of those versions that are not in the cache."""
-        await self._read(model, [number for number in dict.fromkeys(numbers) if self._cached(model, number) is None])
-
-    async def _nth_last(self, model: Model, n: int) -> VersionInfo | None:
-        """Return the n-th version from the last of those that can be retrieved."""
-        while n <= len(model.numbers):
-            # Whether a version counts is known when its metadata was read; what is damaged leaves `numbers`.
-            unread = [number for number in model.numbers[-n:] if number in model.unread]
-            if unread:
-                await self._read(model, unread)
-                continue
-            info = await self._get(model, model.numbers[-n])
-            if info is not None:
-                return info
-        return None
-
-    async def _read(self, model: Model, numbers: Sequence[int]) -> list[VersionInfo | None]:
-        """Read the metadata of archived versions; return what is sound, and take the rest out of the listing."""
-        if not numbers:
-            return []
-        results: list[VersionInfo | None] = []
-        for number, found in zip(numbers, await self._read_sure(model, numbers), strict=True):
-            if isinstance(found, VersionInfo):
-                model.unread.discard(number)
-                self._infos[model.life, number] = found
-                results.append(found)
-                continue
-            if isinstance(found, DataLossError):
-                self._mark_damaged(model, number, found.reason)
-            else:
-                self._drop(model, number, "gone from the archive")
-            results.append(None)
-        return results
-
-    async def _read_sure(self, model: Model, numbers: Sequence[int]) -> Sequence[VersionInfo | DataLossError | None]:
-        """Read the metadata of archived versions; what is missing is read again while nobody changes the model.
-
-        Raises:
-            NotFoundError: The model was deleted.
-        """
-        found = await self._archive.read_version_infos(model.model_id, numbers)
-        if not all(isinstance(each, VersionInfo) for each in found) and not model.removed:
-            async with self.lock(model.model_id):
-                if not model.removed:
-                    found = await self._archive.read_version_infos(model.model_id, numbers)
-        if model.removed:
-            raise NotFoundError.model(model.model_id)
-        return found
+        return CatalogCounts(len(self._models.by_id), self._models.versions_count, self._models.archived_bytes)
 
 
 class _Publishing(Slot, contextlib.AbstractAsyncContextManager[Slot]):
     """A change of `LocalCatalog`. A class of its own, since a generator costs a tenth of a small publish."""
 
-    def __init__(self, catalog: LocalCatalog, ref: ModelRef) -> None:
+    def __init__(self, catalog: LocalCatalog, ref: ModelRef, lock: asyncio.Lock) -> None:
         self._catalog = catalog
         self._ref = ref
-        self._lock = catalog.lock(ref.model_id)
+        self._lock = lock
         self._info: VersionInfo | None = None
         self._annotations: Annotations | None = None
         self._request: UploadRequest | None = None
