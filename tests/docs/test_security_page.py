@@ -206,8 +206,8 @@ def test_the_pod_of_a_client_fits_the_manifest_and_the_commands() -> None:
 
 
 def test_every_block_is_run_or_checked() -> None:
-    # text: examples; json: vectors of signatures, which tests/records/test_signatures.py checks
-    assert pages.languages(PAGE) <= {"json", "sh", "text", "yaml"}
+    # text: examples
+    assert pages.languages(PAGE) <= {"sh", "text", "yaml"}
     assert len(pages.blocks(PAGE, "sh")) >= 12
 
 
