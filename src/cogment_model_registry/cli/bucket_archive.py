@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import click
 
+from cogment_model_registry.cli.coroutines import run_coroutine, running_coroutines
 from cogment_model_registry.cli.running import PathType
 from cogment_model_registry.errors import InvalidError, NotFoundError, shown
 from cogment_model_registry.settings.kinds import ARCHIVE_URL, CATALOG_URL
@@ -101,7 +102,7 @@ def verify(url: str, advance: Callable[[int], None]) -> "Report":
         async with _opened_to_read(url) as (archive, _):
             return await bucket_check.verify(archive, advance)  # type: ignore[arg-type] # an address has no other kind
 
-    return asyncio.run(run())
+    return run_coroutine(run())
 
 
 def repair(url: str, advance: Callable[[int], None]) -> "tuple[Report, list[Outcome]]":
@@ -126,7 +127,7 @@ def repair(url: str, advance: Callable[[int], None]) -> "tuple[Report, list[Outc
         finally:
             await archive.close()
 
-    return asyncio.run(run())
+    return run_coroutine(run())
 
 
 def copy(
@@ -148,7 +149,7 @@ def copy(
             copied = await archive_copy.copy_archive(archive, other, advance)
             return copied, await asyncio.to_thread(archive_copy.copy_catalog, folder, other_folder)
 
-    return asyncio.run(run())
+    return run_coroutine(run())
 
 
 def copy_shared(
@@ -173,7 +174,7 @@ def copy_shared(
             async with _opened_to_write(target, target_catalog) as (other, folder):
                 return await shared_copy.copy_shared(archive, extraction, other, folder, advance)
 
-    return asyncio.run(run())
+    return run_coroutine(run())
 
 
 def share(url: str, catalog_url: str, catalog_dir: str) -> "Shared":
@@ -194,7 +195,7 @@ def share(url: str, catalog_url: str, catalog_dir: str) -> "Shared":
             old = await asyncio.to_thread(tool.read_catalog, catalog_dir or default_catalog_dir(url))
             return await tool.share(archive, old, filling)
 
-    return asyncio.run(run())
+    return run_coroutine(run())
 
 
 @contextlib.contextmanager
@@ -300,14 +301,14 @@ def _running_bucket(url: str, catalog_dir: str, *, read_only: bool) -> "Iterator
 
     It has what runs the event loop until a coroutine is done, the archive, and the directory of its catalog.
     """
-    with asyncio.Runner() as runner:
+    with running_coroutines() as run:
         stack = contextlib.AsyncExitStack()
         opening = stack.enter_async_context(_opened_bucket(url, catalog_dir, read_only=read_only))
         try:
-            archive, folder = runner.run(opening)
-            yield runner.run, archive, folder
+            archive, folder = run(opening)
+            yield run, archive, folder
         finally:
-            runner.run(stack.aclose())
+            run(stack.aclose())
 
 
 @asynccontextmanager

@@ -63,11 +63,18 @@ def ending_on_signals() -> Iterator[None]:
     def end(number: int, _frame: FrameType | None) -> None:
         raise SystemExit(128 + number)
 
+    with handling_signals(end):
+        yield
+
+
+@contextlib.contextmanager
+def handling_signals(handle: Callable[[int, FrameType | None], object]) -> Iterator[None]:
+    """Return a context manager in which SIGTERM and SIGHUP call a function."""
     numbers = (getattr(signal, name, None) for name in ("SIGTERM", "SIGHUP"))  # Windows has no SIGHUP
     before = {number: signal.getsignal(number) for number in numbers if number is not None}
     for number, handler in before.items():
         if handler is not signal.SIG_IGN:  # as nohup sets it
-            signal.signal(number, end)
+            signal.signal(number, handle)
     try:
         yield
     finally:

@@ -112,8 +112,8 @@ class BucketArchive(BucketVersions, FolderArchive):
                 found = await self._read_format()
         if found == layout.FORMAT_SHARED and self._claim is not None:
             raise StartError(
-                f"archive {self._objects.url} is in use by several servers that share a catalog: give this one their "
-                "catalog_url too, or copy the archive to another place (cogment archive copy)"
+                f"archive {self._objects.url} is in use by several servers that share a catalog: only a server with "
+                "their catalog_url can write it; cogment archive copy makes a copy for a single server"
             )
 
     async def _load_models(self) -> None:
