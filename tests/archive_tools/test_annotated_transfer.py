@@ -215,7 +215,7 @@ def test_annotations_that_no_export_writes_are_refused(
     changed(file, old, new)
     code, _, errors = run("import", target, file)
     assert code == 1
-    assert "this is not a complete export of a model" in errors
+    assert f"importing {file}: this is not a complete export of a model" in errors
     assert [path.name for path in target.iterdir() if path.is_dir()] == []
 
 

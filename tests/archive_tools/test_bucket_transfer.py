@@ -40,7 +40,7 @@ def test_a_model_goes_to_a_bucket_and_back_with_all_it_has(
     assert (ended.returncode, ended.stderr) == (0, "")
     assert ended.stdout == "imported été: 2 versions, 17.1 MiB, 1 alias, tags and metrics of 1 version\n"
     again = archives.cogment("import", url, str(file), flag)
-    assert (again.returncode, again.stderr) == (1, 'error: model "été" exists already\n')
+    assert (again.returncode, again.stderr) == (1, f'error: importing {file}: model "été" exists already\n')
     assert len(names(store, layout.VERSIONS)) == 2
     back = tmp_path / "back.tar"
     ended = archives.cogment("export", url, "été", flag, f"--output={back}")

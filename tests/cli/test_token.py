@@ -50,7 +50,7 @@ def test_a_token_created_before_the_first_start_works(archive: Path) -> None:
         ModelRegistry(ENDPOINT.format(server.port), token=secret) as registry,
     ):
         assert registry.publish("policy-1", b"1").number == 1
-        with pytest.raises(errors.PermissionDeniedError, match="trainer lacks the scope publish:other"):
+        with pytest.raises(errors.PermissionDeniedError, match="token trainer lacks the scope publish:other"):
             registry.publish("other", b"1")
 
 
@@ -119,7 +119,7 @@ def test_json_shows_a_token_only_at_its_creation(archive: Path) -> None:
     [
         (["create", "--name=a"], 2, "--scope"),
         (["create", "--scope=read"], 2, "--name"),
-        (["create", "--name=a", "--scope=reads"], 1, "must begin with read, publish"),
+        (["create", "--name=a", "--scope=reads"], 1, "must begin with one of read, publish"),
         (["create", "--name=a", "--scope=read:a/b"], 1, "only alias has a pattern of aliases"),
         (["create", "--name= a", "--scope=read"], 1, "printable"),
         (["create", "--name=a", "--scope=read", "--expires=30"], 2, "such as 30d"),

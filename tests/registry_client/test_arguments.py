@@ -37,6 +37,7 @@ def closed_map() -> mmap.mmap:
 NOT_IDS: list[Any] = [None, 7, b"policy", Path("policy"), "\ud800"]
 NOT_SECONDS: list[Any] = ["1", -1, float("nan"), b"", 1j, [1], np.array([1, 2])]
 NOT_WHOLE: list[Any] = ["1", 1.0, None, b"", [1], np.array([1, 2]), np.array(1.5)]
+NOT_LIMITS: list[Any] = ["1", 1.0, -1]
 NOT_USER_DATA: list[Any] = [7, "ab", [1], {"a": None}, {1: "a"}, {"\ud800": "a"}, {"a": "\ud800"}, {"a": b"b"}]
 NOT_PATHS: list[Any] = [None, 7, 1.5, [b"a"], "a\0b", b"a\0b"]
 NOT_DATA: list[Any] = [
@@ -80,6 +81,10 @@ CALLS: dict[str, tuple[Callable[[Any, Any], Any], list[Any]]] = {
     "watch": (lambda registry, wrong: registry.watch(wrong), NOT_IDS),
     "watch after": (lambda registry, wrong: registry.watch("policy", after=wrong), NOT_WHOLE),
     "watch patience": (lambda registry, wrong: registry.watch("policy", patience_seconds=wrong), NOT_SECONDS),
+    "find_versions limit": (lambda registry, wrong: registry.find_versions("policy", limit=wrong), NOT_LIMITS),
+    "find_models limit": (lambda registry, wrong: registry.find_models(limit=wrong), NOT_LIMITS),
+    "consumers limit": (lambda registry, wrong: registry.consumers("policy", limit=wrong), NOT_LIMITS),
+    "history limit": (lambda registry, wrong: registry.history("policy", limit=wrong), NOT_LIMITS),
     "mirror": (lambda registry, wrong: registry.mirror("directory", wrong), NOT_IDS),
     "mirror directory": (lambda registry, wrong: registry.mirror(wrong), NOT_PATHS),
     "mirror after": (lambda registry, wrong: registry.mirror("directory", after=wrong), NOT_WHOLE),

@@ -264,6 +264,18 @@ async def test_waiting_for_a_version_that_never_comes_times_out(registry: Any) -
             await latest.wait_for(newer_than=1, timeout=0.05)
 
 
+async def test_waiting_for_a_version_that_cannot_be_decoded_says_why(registry: Any) -> None:
+    await registry.publish("policy", b"1")
+
+    def fail(_data: bytes) -> object:
+        raise KeyError("layer")
+
+    async with registry.track("policy", decode=fail) as latest:
+        await until(lambda: latest.error is not None, latest)
+        with pytest.raises(errors.TimedOutError, match="KeyError: 'layer'"):
+            await latest.wait_for(timeout=0.05)
+
+
 async def test_a_model_may_be_tracked_before_it_exists_and_after_it_is_recreated(registry: Any) -> None:
     async with registry.track("policy") as latest:
         await until(lambda: isinstance(latest.error, errors.NotFoundError), latest)

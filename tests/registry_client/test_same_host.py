@@ -232,6 +232,11 @@ async def test_refusals_are_those_of_any_upload(registry: Any, make: Any) -> Non
     assert (await registry.status())["transient_bytes"] == "0"
 
 
+def test_sealed_memory_is_a_copy_of_bytes_and_of_nothing_else() -> None:
+    with pytest.raises(errors.InvalidError, match="data is of type int"):
+        SealedMemory.of(5)  # type: ignore[arg-type]
+
+
 async def test_small_sealed_memory_is_sent(registry: Any) -> None:
     with SealedMemory.of(b"small") as memory:
         await registry.publish("m", memory)

@@ -60,9 +60,9 @@ def test_a_comma_within_the_properties_of_a_directory_separates_nothing() -> Non
 @pytest.mark.parametrize(
     ("endpoint", "kind", "message"),
     [
-        (f"{A},", errors.SettingError, "it must be endpoints of the form grpc://host:port"),
-        (f"{A},nonsense", errors.SettingError, "it must be endpoints of the form grpc://host:port"),
-        ([A, "cogment://discover"], errors.SettingError, "it must be endpoints of the form"),
+        (f"{A},", errors.SettingError, "it must be grpc://host:port"),
+        (f"{A},nonsense", errors.SettingError, "it must be grpc://host:port"),
+        ([A, "cogment://discover"], errors.SettingError, "it must be grpc://host:port"),
         ([A, f"{A},{B}"], errors.SettingError, "it must be a list with one endpoint in each string"),
         ([A, ""], errors.SettingError, "it must be a list with one endpoint in each string"),
         ([], errors.InvalidError, "has no endpoints"),

@@ -251,7 +251,7 @@ async def test_refused_changes_of_named_callers_have_a_line_and_not_too_many(tmp
             lines = [line for line in await of.lines_of(try_all()) if line["change"] == "refused"]
         assert 1 <= len(lines) <= 60
         assert {(line["caller"], line["call"], line["model_id"]) for line in lines} == {("ci", "DeleteModel", MODEL)}
-        assert lines[0]["reason"] == f"ci lacks the scope delete:{MODEL}"
+        assert lines[0]["reason"] == f"token ci lacks the scope delete:{MODEL}"
 
 
 async def test_tokens_that_are_made_and_revoked_have_lines_without_secrets(tmp_path: Path) -> None:
@@ -294,7 +294,7 @@ async def test_files_are_of_the_owner_alone_and_of_one_server(tmp_path: Path) ->
 
 async def test_a_directory_that_cannot_be_written_stops_the_start(tmp_path: Path) -> None:
     (tmp_path / "audit").write_text("a file")
-    with pytest.raises(errors.StartError, match=r"audit_log .*/audit cannot be written: "):
+    with pytest.raises(errors.StartError, match=r"audit_log .*/audit cannot be written: it is not a directory"):
         async with serving(tmp_path / "archive", settings_of(tmp_path)):
             pass
 

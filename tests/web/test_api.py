@@ -218,6 +218,12 @@ def test_malformed_requests_are_problems(
     assert not registry.list_models()
 
 
+def test_an_address_or_a_method_that_does_not_exist_says_what_does(http: Http) -> None:
+    assert "/api/v1/openapi.json" in http.ask("GET", "/api/v2/models", None, {}).text
+    answer = http.ask("POST", MODEL, None, {})
+    assert f"POST is not possible at this address; {answer.headers['allow']} is" in answer.text
+
+
 def test_every_error_has_a_status() -> None:
     """The table is complete: only what is nobody's fault but the server's is an internal error."""
     root = errors.ModelRegistryError

@@ -216,7 +216,11 @@ def backup(directory: str, target: str, *, quick: bool) -> int:
     from cogment_model_registry.storage.tools import backup as tool  # noqa: PLC0415
     from cogment_model_registry.storage.tools.place import ArchivePlace  # noqa: PLC0415
 
-    with running("the backup"), opened(directory) as (files, root), tool.opened_target(target, directory) as copy:
+    with (
+        running(f"the backup to {shown(target)}"),
+        opened(directory) as (files, root),
+        tool.opened_target(target, directory) as copy,
+    ):
         total_bytes = verification.data_size_bytes(files, root) if is_shown() else None
         with progress_bar("copying", total_bytes) as advance:
             copied = tool.back_up(ArchivePlace(files, root, directory), copy, advance)
@@ -261,7 +265,7 @@ def copy(source: str, target: str, *, from_catalog_dir: str, from_catalog_url: s
     for name, place, catalog in (("from", source, from_catalog_dir), ("to", target, to_catalog_dir)):
         check_catalog_dir(place, catalog, f"{name}_catalog_dir")
     check_catalog_url(source, from_catalog_url, from_catalog_dir, "from_")
-    with running("the copy"), progress_bar("copying", None) as advance:
+    with running(f"the copy to {shown(target)}"), progress_bar("copying", None) as advance:
         if from_catalog_url:
             copied = bucket_archive.copy_shared(source, from_catalog_url, target, to_catalog_dir, advance)
             has_catalog = True

@@ -255,4 +255,7 @@ def _input(path: str) -> Iterator[BinaryIO]:
         yield sys.stdin.buffer
         return
     with open(path, "rb") as file:
-        yield file
+        try:
+            yield file
+        except InvalidError as error:
+            raise error.reworded(f"importing {shown(path)}: {error.message}") from None

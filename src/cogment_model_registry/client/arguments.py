@@ -122,6 +122,20 @@ def checked_whole(name: str, number: SupportsIndex) -> int:
         raise InvalidError(f"{name} is {number!r}; it must be a whole number") from None
 
 
+def checked_limit(limit: SupportsIndex | None) -> int | None:
+    """Return how many results a call returns at most; None for all.
+
+    Raises:
+        InvalidError: It is not a whole number, or negative.
+    """
+    if limit is None:
+        return None
+    most = checked_whole("limit", limit)
+    if most < 0:
+        raise InvalidError(f"limit is {most}; it must be a whole number from 0 on, or None for all")
+    return most
+
+
 def checked_number(model_id: str, number: SupportsIndex) -> int:
     """Return the number of a version for a request, where it is an int32; in replies it is a uint32.
 

@@ -3,7 +3,14 @@
 from collections.abc import Iterable, Mapping
 from typing import SupportsIndex
 
-from cogment_model_registry.client.arguments import checked_id, checked_key, checked_tags, checked_text, checked_whole
+from cogment_model_registry.client.arguments import (
+    checked_id,
+    checked_key,
+    checked_limit,
+    checked_tags,
+    checked_text,
+    checked_whole,
+)
 from cogment_model_registry.client.barriers import Barrier, Goal
 from cogment_model_registry.client.deadlines import Deadline
 from cogment_model_registry.client.lifecycle import Key
@@ -26,7 +33,7 @@ class Consumers(LifecyclePart):
         return await self._calls_within(timeout).find_consumers(
             "" if model_id is None else checked_id(model_id),
             checked_text("the filter", accepted),
-            None if limit is None else checked_whole("limit", limit),
+            checked_limit(limit),
         )
 
     async def wait_for(

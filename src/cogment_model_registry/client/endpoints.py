@@ -89,7 +89,7 @@ class Discovered:
 Location: TypeAlias = Direct | Several | Discovered
 """Where a registry is."""
 
-_ALLOWED = f"endpoints of the form grpc://host:port, grpcs://host:port for TLS, separated by commas, or {DISCOVER}"
+_ALLOWED = f"grpc://host:port, grpcs://host:port for TLS, several of them separated by commas, or {DISCOVER}"
 
 
 def locate(

@@ -7,6 +7,7 @@ from cogment_model_registry.client.arguments import (
     SupportsItem,
     checked_id,
     checked_key,
+    checked_limit,
     checked_metrics,
     checked_tags,
     checked_text,
@@ -40,7 +41,7 @@ class Lifecycle(LifecyclePart):
             None if model_id is None else checked_id(model_id),
             checked_text("the filter", accepted),
             checked_text("order_by", order_by),
-            None if limit is None else checked_whole("limit", limit),
+            checked_limit(limit),
         )
 
     async def update_version(

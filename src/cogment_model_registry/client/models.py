@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 from typing import SupportsIndex, TypeVar
 
-from cogment_model_registry.client.arguments import checked_id, checked_tags, checked_text, checked_whole
+from cogment_model_registry.client.arguments import checked_id, checked_limit, checked_tags, checked_text, checked_whole
 from cogment_model_registry.client.lifecycle_calls import LifecyclePart
 from cogment_model_registry.client.signatures import TrustedKeys, public_keys_of
 from cogment_model_registry.client.threads import submit
@@ -37,7 +37,7 @@ class Models(LifecyclePart):
 
     async def find_models(self, accepted: str, limit: int | None, timeout: float | None) -> list[ModelSummary]:
         """See `ModelRegistry.find_models`."""
-        most = None if limit is None else checked_whole("limit", limit)
+        most = checked_limit(limit)
         return await self._calls_within(timeout).find_models(checked_text("the filter", accepted), most)
 
     async def update_model(
@@ -99,7 +99,7 @@ class Models(LifecyclePart):
         since = 0 if since_ns is None else checked_whole("since_ns", since_ns)
         if not 0 <= since <= CREATED_MAX_NS:
             raise InvalidError(f"since_ns is {since}; it must be from 0 to {CREATED_MAX_NS}")
-        most = None if limit is None else checked_whole("limit", limit)
+        most = checked_limit(limit)
         return await self._calls_within(timeout).list_changes(checked_id(model_id), since, most)
 
 

@@ -97,7 +97,7 @@ class Scope:
         action, colon, patterns = text.partition(":")
         models, slash, aliases = patterns.partition("/")
         if action not in get_args(Action):
-            raise InvalidError(f"the scope {quoted(text)} is malformed: it must begin with {', '.join(ACTIONS)}")
+            raise InvalidError(f"the scope {quoted(text)} is malformed: it must begin with one of {', '.join(ACTIONS)}")
         if slash and action != "alias":
             raise InvalidError(f"the scope {quoted(text)} is malformed: only alias has a pattern of aliases")
         for pattern, is_given in ((models, colon), (aliases, slash)):

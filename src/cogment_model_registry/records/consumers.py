@@ -98,7 +98,7 @@ def _problem_of(consumer: Consumer) -> str:
     """Return what is wrong with a report; empty if nothing is."""
     number, ttl_seconds = consumer.version_number, consumer.ttl_seconds
     if not 0 <= number <= VERSION_NUMBER_MAX:
-        return f"version_number {number} is none; it must be from 1, or 0 for a consumer that runs none yet"
+        return f"version_number is {number}; it must be from 1, or 0 for a consumer that runs none yet"
     if consumer.state == "active" and not number:
         return "it is active, but runs no version; give the version_number"
     if not 0 <= ttl_seconds <= TTL_MAX_SECONDS:

@@ -106,7 +106,11 @@ class Caller:
         for need in needs:
             # A decision that is known needs no call.
             if not (self._decisions.get(need) or self.may(need)):
-                raise PermissionDeniedError(f"{self.name} lacks the scope {need}{self._advice}")
+                raise PermissionDeniedError(f"{self._described} lacks the scope {need}{self._advice}")
+
+    @property
+    def _described(self) -> str:
+        return f"{self.kind} {self.name}" if self.is_named else self.name
 
     @property
     def scopes(self) -> tuple[Scope, ...]:

@@ -370,7 +370,7 @@ def _check_objections(version: Version, objections: Objections, expected_state: 
     elif is_forced:
         return
     elif objections.aliases:
-        message = f"{what} has the alias {', '.join(map(quoted, objections.aliases))}: remove it first"
+        message = f"{what} has the alias {', '.join(map(quoted, objections.aliases))}: remove it first, or use force"
     elif objections.held:
         message = f"{what} is {objections.held}: wait until it is released, or use force"
     else:

@@ -259,7 +259,8 @@ class Identities:
         if self._anonymous == "nothing":
             if call.method in OPEN:
                 return _STRANGER
-            raise UnauthenticatedError("this server needs a token; send it as authorization: Bearer TOKEN")
+            advice = "give the client a token_file, or send authorization: Bearer TOKEN"
+            raise UnauthenticatedError(f"this server needs a token: {advice}")
         return _READER
 
 

@@ -97,7 +97,8 @@ class DailyLines:
             os.makedirs(self._directory, 0o700, exist_ok=True)
             lock = os.open(os.path.join(self._directory, _LOCK), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
-            raise StartError(f"{setting} {self._directory} cannot be written: {error.strerror}") from None
+            reason = "it is not a directory" if isinstance(error, FileExistsError) else error.strerror
+            raise StartError(f"{setting} {self._directory} cannot be written: {reason}") from None
         if not lock_soon(lock, _LOCK_ATTEMPTS, _LOCK_SECONDS):
             os.close(lock)
             raise StartError(f"{setting} {self._directory} is in use by another server")

@@ -151,9 +151,13 @@ class SealedMemory:
         """Return a copy of some bytes, at least one.
 
         Raises:
+            InvalidError: It is something else.
             OSError: The system has no such memory, or none left.
         """
-        view = memoryview(data).cast("B")
+        try:
+            view = memoryview(data).cast("B")
+        except TypeError:
+            raise InvalidError(f"data is of type {type(data).__name__}; it must be contiguous bytes") from None
         return _sealed(len(view), lambda memory: memory.write([view]))
 
     @classmethod

@@ -44,4 +44,4 @@ def checked_token(token: str, name: str) -> str:
             raise ValueError(token)
         return parse_token(token)
     except ValueError:
-        raise SettingError(name, _HIDDEN, _ALLOWED) from None
+        raise SettingError(name, _HIDDEN if token else "", _ALLOWED) from None

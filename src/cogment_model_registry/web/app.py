@@ -96,6 +96,8 @@ def _answered(answer: _Answer) -> _Answer:
             return RedirectResponse(f"/login?next={quote(target)}", HTTPStatus.SEE_OTHER)
         status = HTTPStatus(response.status_code)
         detail = getattr(error, "message", None) or getattr(error, "detail", "")
+        if isinstance(error, HTTPException):
+            detail = errors.detail_of(error, request.method)
         if isinstance(error, HTTPException) and error.status_code == HTTPStatus.NOT_FOUND:
             address = _without_slash(request)
             if address:

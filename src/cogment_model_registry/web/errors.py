@@ -102,8 +102,18 @@ async def on_refusal(_request: Request, error: Exception) -> Response:
     return problem(error.status, error.detail, error.headers)
 
 
-async def on_http_error(_request: Request, error: Exception) -> Response:
+async def on_http_error(request: Request, error: Exception) -> Response:
     """Answer a request for a path or with a method that does not exist."""
     if not isinstance(error, HTTPException):
         raise error
-    return problem(HTTPStatus(error.status_code), error.detail, error.headers)
+    return problem(HTTPStatus(error.status_code), detail_of(error, request.method), error.headers)
+
+
+def detail_of(error: HTTPException, method: str) -> str:
+    """Return what is wrong with the path or the method of a request, and what exists."""
+    if error.status_code == HTTPStatus.NOT_FOUND:
+        return "this address does not exist; /api/v1/openapi.json describes the API, and / is the web interface"
+    if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+        allowed = (error.headers or {}).get("Allow", "")
+        return f"{method} is not possible at this address; {allowed} is"
+    return error.detail

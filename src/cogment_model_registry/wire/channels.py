@@ -47,6 +47,9 @@ _UNREACHABLE = ("failed to connect to all addresses", "errors resolving ", "DNS 
 """The beginnings of the details of calls that gRPC never sent; gRPC gives no other sign of that."""
 
 _REFUSED = "Connection refused"
+_UNKNOWN_NAME = "Domain name not found"
+_OUT_OF_TIME = "Deadline Exceeded"
+"""How gRPC itself says it, and no server of ours."""
 
 _HTTP_STATUS = re.compile(r"Received http2 header with status: (\d+)")
 """How gRPC reports the answer of a web server or a proxy that knows no gRPC."""
@@ -91,6 +94,8 @@ def described(error: grpc.RpcError, where: str, kind: str, advice: str = "") -> 
         reason = details.rsplit(": ", 1)[-1].rstrip("]")
         if reason == _REFUSED:
             reason += f"; {advice or f'check that {kind} runs there, on this port'}"
+        elif reason == _UNKNOWN_NAME:
+            reason += "; check the host"
         return error_type_of(status), f"cannot connect to {where}: {reason}"
     http = _HTTP_STATUS.match(details)
     is_http = http is not None or (status is grpc.StatusCode.UNKNOWN and details == "No status received")
@@ -100,6 +105,8 @@ def described(error: grpc.RpcError, where: str, kind: str, advice: str = "") -> 
         answer = answer if is_http else f"does not know the call ({details})"
         return WrongServerError, _not(kind, where, f"the server there {answer}")
     error_type = error_type_of(status)
+    if status is grpc.StatusCode.DEADLINE_EXCEEDED and _OUT_OF_TIME in details:
+        return error_type, "it took longer than its timeout"
     if status is grpc.StatusCode.RESOURCE_EXHAUSTED and retry_after_seconds(error) is not None:
         return LimitedError, details
     return error_type, f"{details} ({status.name})" if error_type is ModelRegistryError else details

@@ -137,7 +137,7 @@ def key_of(ref: lifecycle_pb2.VersionRef) -> int | str:
     if kind == "alias":
         return ref.alias
     if not ref.version_number or abs(ref.version_number) > VERSION_NUMBER_MAX:
-        message = f"version_number {ref.version_number} is none; it must be from 1, or -n for the n-th from the last"
+        message = f"version_number is {ref.version_number}; it must be from 1, or -n for the n-th from the last"
         raise InvalidError(message, model_id=ref.model_id)
     return ref.version_number
 

@@ -88,6 +88,7 @@ class MemoryTransientStore(TransientStore):
             )
             if self._kept_bytes:
                 message += f", nor by versions that consumers hold ({self._kept_bytes})"
+            message += "; raise cache_max_bytes, or store an archived version"
             raise TooLargeError(message, model_id=model_id)
         self._promised_bytes += size_bytes
         return MemoryUpload(self, model_id, size_bytes)
