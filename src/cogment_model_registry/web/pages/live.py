@@ -41,6 +41,7 @@ from cogment_model_registry.web.pages import consumers, models, queries
 from cogment_model_registry.web.pages.consumers import Row
 from cogment_model_registry.web.pages.formats import NS_PER_SECOND
 from cogment_model_registry.web.pages.model import CONSUMER_ROWS, NEWEST_FIRST
+from cogment_model_registry.web.pages.rights import Rights, rights_of
 from cogment_model_registry.web.registries import Caller, Registry, current
 from cogment_model_registry.web.state import State, caller_of, state_of
 from cogment_model_registry.wire import watching as wire
@@ -141,7 +142,7 @@ class Feeds:
         feed = self._feeds.get(key)
         if feed is None or feed.is_over:
             feed = self._feeds[key] = Feed()
-            feed.task = asyncio.create_task(self._run(feed, caller, subject))
+            feed.task = asyncio.create_task(self._run(feed, caller, rights_of(rights, has_session=False), subject))
         news = asyncio.Event()
         feed.readers.add(news)
         self._pages += 1
@@ -189,9 +190,9 @@ class Feeds:
         """Return how long a feed rests after requests that took some time."""
         return max(_LIST_SECONDS, seconds / _SHARE, seconds * len(self._feeds) / _SHARE_OF_ALL)
 
-    async def _run(self, feed: Feed, caller: Caller, subject: Subject) -> None:
+    async def _run(self, feed: Feed, caller: Caller, rights: Rights, subject: Subject) -> None:
         current.set(caller)
-        source = _Source(self._state, feed, subject, self._pause_seconds)
+        source = _Source(self._state, feed, rights, subject, self._pause_seconds)
         try:
             await source.run()
         except ModelRegistryError:
@@ -230,14 +231,18 @@ class _Source:
     Args:
         state: What the routes share.
         feed: The feed.
+        rights: What its pages offer.
         subject: What its pages are about.
         pause_seconds: Returns how long to rest after requests that took some seconds.
     """
 
-    def __init__(self, state: State, feed: Feed, subject: Subject, pause_seconds: Callable[[float], float]) -> None:
+    def __init__(
+        self, state: State, feed: Feed, rights: Rights, subject: Subject, pause_seconds: Callable[[float], float]
+    ) -> None:
         self._registry: Registry = state.registry
         self._environment = state.templates.environment
         self._feed = feed
+        self._rights = rights
         self._macros: Any = self._environment.get_template("_rows.html").module
         self._subject = subject
         self._model_id = subject.model_id
@@ -334,7 +339,7 @@ class _Source:
             queries.find_versions(self._registry, self._model_id, order_by=NEWEST_FIRST, size=_VERSION_ROWS),
         )
         self._feed.tables["versions"] = self._version_rows(page.versions)
-        self._feed.parts["aliases"] = self._render("_aliases.html", model=model)
+        self._feed.parts["aliases"] = self._render("_aliases.html", model=model, rights=self._rights)
         self._feed.parts["facts"] = self._render("_facts.html", model=model, pace=queries.pace_of(page.versions[:10]))
 
     def _consumer_rows(self, rows: Iterable[Row], count: int, *, has_model: bool) -> dict[str, str]:
