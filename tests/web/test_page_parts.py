@@ -426,7 +426,7 @@ async def test_a_first_page_whose_search_fails_begins_again(monkeypatch: pytest.
     feeds = install(state)
     rights = Description("a caller without a token", "anonymous", ("read",))
     async with asyncio.timeout(PATIENCE_SECONDS):
-        events = [event async for event in feeds.events(Caller("ipv4:10.0.0.1:1"), rights, live.Subject())]
+        events = [event async for event in feeds.events(Caller("ipv4:10.0.0.1:1"), "10.0.0.1", rights, live.Subject())]
     assert "walker" in "".join(events)
     await feeds.close()
     await state.registry.close()
