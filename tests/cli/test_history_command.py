@@ -84,6 +84,9 @@ def test_the_history_can_be_cut(endpoint: str) -> None:
     assert len(json.loads(output(endpoint, "policy", "--json", f"--since={day}"))) == len(entries)
     assert json.loads(output(endpoint, "policy", "--json", "--since=2200-01-01")) == []
     assert json.loads(output(endpoint, "never", "--json")) == []
+    moves = json.loads(output(endpoint, "policy", "--json", "--alias=production"))
+    assert moves == [entry for entry in entries if entry["change"] == "alias set"]
+    assert json.loads(output(endpoint, "policy", "--json", "--alias=other")) == []
 
 
 def test_a_time_that_is_none_and_a_caller_without_the_scope_are_refused(endpoint: str, tmp_path: Path) -> None:

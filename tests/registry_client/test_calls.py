@@ -349,7 +349,7 @@ async def test_a_failed_download_leaves_the_existing_file(registry: Any, tmp_pat
 async def test_a_refused_call_reports_its_subject_and_the_servers_message(registry: Any) -> None:
     with pytest.raises(errors.InvalidError) as caught:
         await registry.create_model("a/b")
-    assert caught.value.message.startswith('creating model "a/b": model_id "a/b" must not contain U+002F')
+    assert caught.value.message.startswith('creating model "a/b": model_id "a/b" must not contain / (U+002F)')
     assert caught.value.model_id == "a/b"
     assert isinstance(caught.value, errors.ModelRegistryError)
 

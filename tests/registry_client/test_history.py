@@ -67,6 +67,9 @@ async def test_the_history_of_a_model_is_newest_first(registry: Any) -> None:
     assert created.after["data_hash"] == hash_of(b"1")
     assert texts(await registry.history("policy", since_ns=middle_ns)) == texts(entries)[:3]
     assert texts(await registry.history("policy", limit=2)) == texts(entries)[:2]
+    assert await registry.history("policy", alias="production") == [entries[0], entries[3]]
+    assert await registry.history("policy", alias="production", limit=1) == [entries[0]]
+    assert await registry.history("policy", alias="never") == []
     await registry.delete_model("policy")
     assert texts(await registry.history("policy", limit=None)) == [("model deleted", 0), *texts(entries)]
     assert await registry.history("never") == []
@@ -83,10 +86,11 @@ async def test_a_long_history_comes_in_pages(registry: Any) -> None:
     "token",
     [
         "x",
-        build_token(("policy", "0"), ("../../etc/passwd", 5)),
-        build_token(("policy", "0"), ("audit_2026-11-22.jsonl", -5)),
-        build_token(("policy", "0"), (5, "audit_2026-11-22.jsonl")),
-        build_token(("other", "0"), ("audit_2026-11-22.jsonl", 5)),
+        build_token(("policy", "0", ""), ("../../etc/passwd", 5)),
+        build_token(("policy", "0", ""), ("audit_2026-11-22.jsonl", -5)),
+        build_token(("policy", "0", ""), (5, "audit_2026-11-22.jsonl")),
+        build_token(("policy", "0", "best"), ("audit_2026-11-22.jsonl", 5)),
+        build_token(("other", "0", ""), ("audit_2026-11-22.jsonl", 5)),
     ],
 )
 async def test_a_token_that_is_none_is_refused(server: Server, token: str) -> None:
@@ -107,6 +111,6 @@ async def status_of_listing(port: int, request: audit.ListChangesRequest) -> grp
 
 
 async def test_arguments_are_checked(registry: Any) -> None:
-    for options in ({"since_ns": -1}, {"since_ns": 2**64}, {"since_ns": "yesterday"}):
+    for options in ({"since_ns": -1}, {"since_ns": 2**64}, {"since_ns": "yesterday"}, {"alias": 5}):
         with pytest.raises(errors.InvalidError):
             await registry.history("policy", **options)

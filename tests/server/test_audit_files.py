@@ -17,9 +17,10 @@ DAY_NS = 86_400 * 10**9
 START_NS = int(datetime(2026, 11, 22, tzinfo=UTC).timestamp()) * 10**9
 
 
-def line(number: int, time_ns: int = START_NS, model_id: str = "m", padding: str = "") -> bytes:
+def line(number: int, time_ns: int = START_NS, model_id: str = "m", padding: str = "", alias: str = "") -> bytes:
     """Return the line of a change."""
-    fields = {"change": "version created", "model_id": model_id, "version_number": number, "before": None}
+    fields: dict[str, object] = {"change": "version created", "model_id": model_id, "version_number": number}
+    fields |= {**({"alias": alias} if alias else {}), "before": None}
     who = {"call": "CreateVersion", "caller": "ci", "caller_kind": "token", "peer": "ipv4:127.0.0.1:1"}
     after = {"user_data": {"x": padding}}
     return json.dumps(
@@ -94,6 +95,24 @@ def test_what_is_no_whole_line_is_skipped(tmp_path: Path, monkeypatch: pytest.Mo
     (tmp_path / "audit_2026-11-30.jsonl.gz").write_bytes(line(5) + b"\n")
     (tmp_path / "lock").write_bytes(line(6) + b"\n")
     assert numbers(all_pages(tmp_path)[0]) == [2, 1]
+
+
+def test_the_changes_of_one_alias_are_found_among_others(tmp_path: Path) -> None:
+    write(tmp_path, 0, b"%s\n" % line(1, alias="best é"))
+    others = [
+        line(2),
+        line(3, alias="best"),
+        line(4, model_id="other", alias="best é"),
+        line(5, padding='"alias":"best"'),
+    ]
+    write(
+        tmp_path, 1, b"".join(b"%s\n" % each for each in [*others, line(6, alias="best é"), line(7, alias="best éé")])
+    )
+    found = find_changes(str(tmp_path), "m", alias="best é", since_ns=0, start=None, limit=9, max_bytes=1000)
+    assert numbers(found.entries) == [6, 1]
+    found = find_changes(str(tmp_path), "m", alias="best", since_ns=0, start=None, limit=9, max_bytes=1000)
+    assert numbers(found.entries) == [3]
+    assert numbers(all_pages(tmp_path)[0]) == [7, 6, 5, 3, 2, 1]
 
 
 def test_a_page_begins_where_the_last_one_ended_also_when_lines_came_or_files_went_since(tmp_path: Path) -> None:

@@ -173,6 +173,8 @@ def test_the_history_says_who_and_from_where(tmp_path: Path) -> None:
         changes = described(server.http.get(f"{MODEL}/history"), "ChangePage")["changes"]
         assert {each["change"] for each in changes} >= {"alias set", "model created"}
         assert {each["peer"].rpartition(":")[0] for each in changes} == {"ipv4:127.0.0.1"}
+        moves = server.http.get(f"{MODEL}/history?alias=best").document["changes"]
+        assert [each["change"] for each in moves] == ["alias set"]
         assert not server.http.get(f"{MODEL}/history?since=2100-01-01T00:00:00Z").document["changes"]
         refused(server.http.get(f"{MODEL}/history?since=yesterday"), HTTPStatus.BAD_REQUEST)
 

@@ -23,6 +23,7 @@ from starlette.types import Message
 from cogment_model_registry import ModelRegistry
 from cogment_model_registry.errors import InvalidError, UnavailableError
 from cogment_model_registry.records.consumers import Consumer
+from cogment_model_registry.records.history import HistoryEntry
 from cogment_model_registry.records.lifecycle import Alias, ModelSummary, Version
 from cogment_model_registry.records.retention import RetentionRule
 from cogment_model_registry.settings.web import WebOptions
@@ -38,7 +39,7 @@ from cogment_model_registry.web.pages import (
     queries,
     rule_forms,
 )
-from cogment_model_registry.web.pages.aliases import candidates
+from cogment_model_registry.web.pages.aliases import candidates, earlier_targets
 from cogment_model_registry.web.pages.changes import Plan
 from cogment_model_registry.web.pages.compare import metric_lines, tensor_lines
 from cogment_model_registry.web.pages.consumers import by_model, overview_of
@@ -268,10 +269,22 @@ def test_an_open_page_is_sent_what_it_lacks_and_nothing_else() -> None:
 
 
 def test_an_alias_is_rolled_back_to_where_it_was_first_of_all() -> None:
-    versions = [Version("m", number, 0, True, "", 1) for number in (9, 7, 5, 3)]
+    versions = {number: Version("m", number, 0, True, "", 1) for number in (9, 7, 5, 3)}
     alias = Alias("production", 7, 4, 0)
-    found = candidates(alias, [], versions)
-    assert [(each.version.number, each.was_there) for each in found] == [(5, False), (3, False)]
+    assert [each.version.number for each in candidates(alias, [], [versions[5], versions[3]])] == [5, 3]
+    found = candidates(alias, [versions[9], versions[3]], [versions[7], versions[5], versions[3]])
+    assert [(each.version.number, each.was_there) for each in found] == [(9, True), (3, True), (5, False)]
+    assert [each.version.number for each in candidates(None, [], [*versions.values()])] == [9, 7, 5, 3]
+
+
+def test_what_an_alias_pointed_to_is_in_the_order_in_which_that_ended() -> None:
+    befores = [{"version_number": 3}, {"version_number": 9}, {"version_number": 3}, {"version_number": 7}, None]
+    entries = [
+        HistoryEntry(time_ns, "alias set", "m", 7, "production", before, None, "", "", "anonymous", "", "")
+        for time_ns, before in zip((50, 40, 30, 20, 10), befores, strict=True)
+    ]
+    assert earlier_targets(Alias("production", 7, 4, 0), entries) == {3: 50, 9: 40}
+    assert earlier_targets(None, entries) == {3: 50, 9: 40, 7: 20}
 
 
 def _tensor(start: int, elements: int, name: str = "") -> Tensor:
@@ -374,7 +387,10 @@ async def test_fifty_first_pages_cost_what_one_costs(monkeypatch: pytest.MonkeyP
     state = State(WebOptions(socket_path="", descriptors=(), grpc_port=9002), Registry("unused"))
     feeds = install(state)
     rights = Description("a caller without a token", "anonymous", ("read",))
-    pages = [feeds.events(Caller(f"ipv4:10.0.0.{number}:1"), rights, live.Subject()) for number in range(50)]
+    pages = [
+        feeds.events(Caller(f"ipv4:10.0.0.{number}:1"), f"10.0.0.{number}", rights, live.Subject())
+        for number in range(50)
+    ]
     try:
         for page in pages:
             assert await anext(page) == "retry: 2000\n\n"
@@ -410,7 +426,7 @@ async def test_a_first_page_whose_search_fails_begins_again(monkeypatch: pytest.
     feeds = install(state)
     rights = Description("a caller without a token", "anonymous", ("read",))
     async with asyncio.timeout(PATIENCE_SECONDS):
-        events = [event async for event in feeds.events(Caller("ipv4:10.0.0.1:1"), rights, live.Subject())]
+        events = [event async for event in feeds.events(Caller("ipv4:10.0.0.1:1"), "10.0.0.1", rights, live.Subject())]
     assert "walker" in "".join(events)
     await feeds.close()
     await state.registry.close()
@@ -426,7 +442,7 @@ async def test_pages_of_callers_with_other_rights_share_nothing() -> None:
         Description("a", "subject", ("read",)),
         Description("a", "token", ("read:walker",)),
     ]
-    pages = [feeds.events(caller, each, live.Subject("walker")) for each in [*rights, rights[0]]]
+    pages = [feeds.events(caller, "10.0.0.1", each, live.Subject("walker")) for each in [*rights, rights[0]]]
     for page in pages:
         await anext(page)
     assert len(feeds._feeds) == len(rights)
@@ -463,7 +479,13 @@ async def test_a_page_reads_one_change_of_a_busy_model_and_no_more_at_once(monke
     monkeypatch.setattr("cogment_model_registry.wire.watching.decode_reply", lambda _message: next(replies))
     state = State(WebOptions(socket_path="", descriptors=(), grpc_port=9002), Registry("unused"))
     install(state)
-    source = live._Source(state, Feed(), live.Subject("walker"), lambda seconds: seconds)
+    source = live._Source(
+        state,
+        Feed(),
+        rights_of(Description("", "token", ()), has_session=False),
+        live.Subject("walker"),
+        lambda seconds: seconds,
+    )
     assert await source._changed_after("0") == "2"
     assert await source._changed_after("2") == "3"
     assert requested == ["0", "2"]

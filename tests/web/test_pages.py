@@ -664,6 +664,92 @@ async def test_the_history_wraps_between_words(browser: Any, tmp_path: Path) -> 
                 assert await visit.page.evaluate(words) == []
 
 
+async def test_an_alias_is_rolled_back_however_many_versions_came_since(browser: Any, tmp_path: Path) -> None:
+    with http_server(tmp_path / "archive", f"--audit_log={tmp_path / 'audit'}") as server:
+        with ModelRegistry(server.endpoint) as registry:
+            for _ in range(20):
+                registry.store("walker", b"weights")
+            for number in (3, 2, 18):
+                registry.set_alias("walker", "production", number)
+            registry.set_alias("walker", "canary", 19)
+            for _ in range(210):
+                registry.publish("walker", b"weights")
+        async with visiting(browser, server.http.port) as visit:
+            await visit.open("/models/walker/aliases/production")
+            offered = await visit.page.get_by_role("link", name=re.compile("^(Roll back|Point) to")).all_inner_texts()
+            assert offered[:4] == ["Roll back to 2", "Roll back to 3", "Point to 17", "Point to 16"]
+            assert "alias set from 2 to 18 by anonymous" in await visit.text(".timeline")
+            await visit.open("/models/walker/history")
+            assert await visit.page.get_by_text("alias set").count() == 0  # 200 newer changes are before it
+            await visit.follow(visit.page.get_by_role("link", name="Older changes"))
+            assert await visit.page.get_by_text("alias set").count() == 4
+            await visit.follow(visit.page.get_by_role("link", name="Newest changes"))
+            await visit.follow(visit.page.get_by_role("link", name="Changes of production"))
+            assert await visit.text("h1") == "History of production"
+            assert await visit.page.locator("tbody tr").count() == 3
+
+
+async def test_the_page_of_a_model_offers_what_may_be_done_with_an_alias(browser: Any, tmp_path: Path) -> None:
+    place = str(tmp_path / "archive")
+    scopes = ("--scope=read", "--scope=alias:walker/canary")
+    made = run_cogment("token", "create", f"--archive_dir={place}", "--name=ops", *scopes)
+    with http_server(tmp_path / "archive") as server:
+        with ModelRegistry(server.endpoint) as registry:
+            registry.store("walker", b"weights", alias="production")
+            registry.set_alias("walker", "canary", 1)
+        async with visiting(browser, server.http.port) as visit:
+            await visit.open("/login")
+            await visit.page.get_by_label("Token").fill(made.stdout.strip())
+            await visit.enter()
+            await visit.open("/models/walker")
+            for _ in range(2):
+                links = visit.page.get_by_role("link", name=re.compile("roll it back"))
+                assert await links.evaluate_all("(all) => all.map((each) => each.pathname)") == [
+                    "/models/walker/aliases/canary"
+                ]
+                with ModelRegistry(server.endpoint) as registry:
+                    registry.set_alias("walker", "newer", 1)  # so the part is rendered again
+                await visit.page.get_by_role("link", name="newer").first.wait_for()
+
+
+async def test_tables_fit_on_a_phone(browser: Any, tmp_path: Path) -> None:
+    with http_server(tmp_path / "archive", f"--audit_log={tmp_path / 'audit'}") as server:
+        with ModelRegistry(server.endpoint) as registry:
+            _fill(registry)
+        async with visiting(browser, server.http.port, NARROW) as visit:
+            for path in PATHS:
+                if path == "/models/walker/history":  # has the most columns
+                    continue
+                await visit.open(path)
+                widths = "[...document.querySelectorAll('.scroll')].map((each) => each.scrollWidth - each.clientWidth)"
+                assert not any(await visit.page.evaluate(widths)), path
+
+
+async def test_very_many_tags_do_not_make_long_pages(visit: Visit, registry: ModelRegistry) -> None:
+    many = {f"tag-{number:05}": "x" * 200 for number in range(1000)}
+    numbers = {f"metric-{number:05}": float(number) for number in range(1000)}
+    registry.create_model("walker", user_data=many)
+    registry.update_model("walker", tags=many)
+    registry.store("walker", b"1", tags=many, metrics=numbers)
+    registry.store("walker", b"2", metrics=dict.fromkeys(numbers, 1.0))
+    for path, said in (
+        ("/models/walker", "And 1,900 more, which are in the JSON."),
+        ("/models/walker/versions/1", "And 900 more, which are in the JSON."),
+        ("/models/walker/versions/1/notes", "These are 100 of 1,000; the others stay as they are."),
+        ("/models/walker/compare?first=1&second=2", "Only 100 of 1,000 entries are shown, those that differ first."),
+    ):
+        await visit.open(path)
+        assert said in await visit.text("main"), path
+        assert len(await visit.page.content()) < 150_000, path
+    await visit.open("/models/walker/versions/1/notes")
+    await visit.page.get_by_label("tag-00003").fill("y")
+    await visit.follow(visit.page.get_by_role("button", name="Save"))
+    assert registry.describe_version("walker", 1).tags == {**many, "tag-00003": "y"}
+    await visit.open("/models/walker/versions/1")
+    link = visit.page.get_by_role("link", name="in the JSON").first
+    assert await link.get_attribute("href") == "/api/v1/models/walker/versions/1"
+
+
 async def test_versions_are_named_by_aliases_too_and_what_is_wrong_is_said(
     visit: Visit, registry: ModelRegistry
 ) -> None:

@@ -9,7 +9,7 @@ import click
 from cogment_model_registry.cli import presentation
 from cogment_model_registry.cli.connection import Flags, common_flags
 from cogment_model_registry.cli.groups import Command
-from cogment_model_registry.cli.parameters import HELP_WIDTH, Moment, WholeNumber, model_argument
+from cogment_model_registry.cli.parameters import HELP_WIDTH, ModelId, Moment, WholeNumber, model_argument
 from cogment_model_registry.cli.presentation import Column, safe
 from cogment_model_registry.records.documents import entry_as_json, time_text
 from cogment_model_registry.records.history import HISTORY_LIMIT
@@ -31,6 +31,7 @@ _COLUMNS = (
 
 @click.command("history", cls=Command, short_help="Show who changed what of a model.", context_settings=HELP_WIDTH)
 @model_argument
+@click.option("--alias", metavar="ALIAS", type=ModelId(), help="Only changes of an alias.")
 @click.option("--since", "since_ns", metavar="TIME", type=Moment(), help="Only changes since a time or a day (UTC).")
 @click.option(
     "--limit",
@@ -41,13 +42,13 @@ _COLUMNS = (
     help="Print at most N changes.",
 )
 @common_flags
-def history(flags: Flags, model_id: str, *, since_ns: int | None, limit: int) -> None:
+def history(flags: Flags, model_id: str, *, alias: str | None, since_ns: int | None, limit: int) -> None:
     """Show the changes of a MODEL, newest first: what, by whom, and what was before and after.
 
     They come from the audit log of the server, and need the scope admin. With --quiet, print only the changes' times.
     """
     with flags.connected() as registry:
-        entries = registry.history(model_id, since_ns=since_ns, limit=limit)
+        entries = registry.history(model_id, alias=alias, since_ns=since_ns, limit=limit)
         if flags.as_json:
             presentation.print_json([entry_as_json(entry) for entry in entries])
         elif flags.is_quiet:

@@ -522,12 +522,13 @@ class ModelRegistry(Client[AsyncioBackend]):
         self,
         model_id: str,
         *,
+        alias: str | None = None,
         since_ns: SupportsIndex | None = None,
         limit: int | None = HISTORY_LIMIT,
         timeout: float | None = None,
     ) -> list[HistoryEntry]:
         """Return who changed what of a model, newest first, as the audit log of the server has it."""
-        return await self._core.models.history(model_id, since_ns, limit, timeout)
+        return await self._core.models.history(model_id, alias, since_ns, limit, timeout)
 
     async def status(self, *, timeout: float | None = None) -> dict[str, str]:
         """Return the state of the server, by name; `overall_load` is from 0 to 255."""

@@ -172,6 +172,7 @@ class ModelMethods(BlockingClient):
         self,
         model_id: str,
         *,
+        alias: str | None = None,
         since_ns: SupportsIndex | None = None,
         limit: int | None = HISTORY_LIMIT,
         timeout: float | None = None,
@@ -182,6 +183,7 @@ class ModelMethods(BlockingClient):
 
         Args:
             model_id: The model.
+            alias: Only changes of this alias; None for all.
             since_ns: Only changes from this time on, in nanoseconds since the Unix epoch; None for all.
             limit: The most changes to return; None for all.
             timeout: How many seconds it may take.
@@ -190,4 +192,4 @@ class ModelMethods(BlockingClient):
             PermissionDeniedError: The scope is missing.
             PreconditionError: The server keeps no audit log.
         """
-        return self._run(lambda core: core.models.history(model_id, since_ns, limit, timeout))
+        return self._run(lambda core: core.models.history(model_id, alias, since_ns, limit, timeout))

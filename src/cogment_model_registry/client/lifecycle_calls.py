@@ -182,15 +182,15 @@ class LifecycleCalls:
         reply = await self._call("ListConsumers", request, wire_consumers.ListConsumersReply, subject)
         return map(wire_consumers.consumer_from_message, reply.consumers), reply.next_page_token
 
-    async def list_changes(self, model_id: str, since_ns: int, limit: int | None) -> list[HistoryEntry]:
-        """Return the changes of a model from a time on, newest first; all of them for a limit of None."""
-        return await _all_pages(partial(self.changes_page, model_id, since_ns), limit)
+    async def list_changes(self, model_id: str, alias: str, since_ns: int, limit: int | None) -> list[HistoryEntry]:
+        """Return the changes of a model, or of one of its aliases, from a time on, newest first; all for None."""
+        return await _all_pages(partial(self.changes_page, model_id, alias, since_ns), limit)
 
-    async def changes_page(self, model_id: str, since_ns: int, size: int, token: str) -> Page[HistoryEntry]:
-        """Return a page of the changes of a model from a time on, newest first."""
+    async def changes_page(self, model_id: str, alias: str, since_ns: int, size: int, token: str) -> Page[HistoryEntry]:
+        """Return a page of the changes of a model, or of one of its aliases, from a time on, newest first."""
         subject = Subject(f"reading the history of model {quoted(model_id)}", model_id)
         request = wire_audit.ListChangesRequest(
-            model_id=model_id, since_timestamp=since_ns, page_size=size, page_token=token
+            model_id=model_id, alias=alias, since_timestamp=since_ns, page_size=size, page_token=token
         )
         reply = await self._call(
             "ListChanges", request, wire_audit.ListChangesReply, subject, service=wire_audit.SERVICE_NAME

@@ -93,14 +93,20 @@ class Models(LifecyclePart):
         return await calls.apply_retention(checked_model, checked, is_dry_run=dry_run)
 
     async def history(
-        self, model_id: str, since_ns: SupportsIndex | None, limit: int | None, timeout: float | None
+        self,
+        model_id: str,
+        alias: str | None,
+        since_ns: SupportsIndex | None,
+        limit: int | None,
+        timeout: float | None,
     ) -> list[HistoryEntry]:
         """See `ModelRegistry.history`."""
         since = 0 if since_ns is None else checked_whole("since_ns", since_ns)
         if not 0 <= since <= CREATED_MAX_NS:
             raise InvalidError(f"since_ns is {since}; it must be from 0 to {CREATED_MAX_NS}")
         most = checked_limit(limit)
-        return await self._calls_within(timeout).list_changes(checked_id(model_id), since, most)
+        name = "" if alias is None else checked_text("the alias", alias)
+        return await self._calls_within(timeout).list_changes(checked_id(model_id), name, since, most)
 
 
 def _revision(expected: SupportsIndex | None) -> int:

@@ -133,7 +133,8 @@ _problem_of_usual_id = lru_cache(1024)(_model_id_problem)
 def _name_problem(name: str) -> str:
     bad = next((character for character in name if not _may_stand_in_id(character)), None)
     if bad is not None:
-        return f"must not contain U+{ord(bad):04X}; letters, digits, marks, space and _-.:+=@~(), are allowed"
+        shown = f"{bad} (U+{ord(bad):04X})" if bad.isascii() and bad.isprintable() else f"U+{ord(bad):04X}"
+        return f"must not contain {shown}; letters, digits, marks, space and _-.:+=@~(), are allowed"
     if name[0] != "_" and not _is_letter_or_digit(name[0]):
         return "must start with a letter, a digit or _"
     return "must not end with a space or a dot" if name[-1] in " ." else ""

@@ -60,13 +60,14 @@ class AuditLogService:
         call.about(model_id=request.model_id)
         if self._log is None:
             raise PreconditionError("this server keeps no audit log: its setting audit_log names no directory")
-        question = (request.model_id, str(request.since_timestamp))
+        question = (request.model_id, str(request.since_timestamp), request.alias)
         start = _place(parse_token(request.page_token, question, 2))
         found = await self._find(
             functools.partial(
                 find_changes,
                 self._log.directory,
                 request.model_id,
+                alias=request.alias,
                 since_ns=request.since_timestamp,
                 start=start,
                 limit=page_size(request.page_size),

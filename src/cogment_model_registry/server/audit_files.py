@@ -54,31 +54,34 @@ class Found:
 
 
 def find_changes(
-    directory: str, model_id: str, *, since_ns: int, start: Place | None, limit: int, max_bytes: int
+    directory: str, model_id: str, *, alias: str = "", since_ns: int, start: Place | None, limit: int, max_bytes: int
 ) -> Found:
     """Return changes of a model, newest first.
 
     Args:
         directory: The directory of the audit log.
         model_id: The model.
+        alias: Only changes of this alias; empty for all.
         since_ns: Only changes from this time on, in nanoseconds since the Unix epoch.
         start: Where to begin; None for the newest.
         limit: The most changes.
         max_bytes: The most bytes of lines, but for the first one.
     """
-    needle = f'"model_id":{json.dumps(model_id)}'.encode()
+    name, text = ("alias", alias) if alias else ("model_id", model_id)  # the one that fewer lines have
+    needle = f'"{name}":{json.dumps(text)}'.encode()
     entries: list[HistoryEntry] = []
     found_bytes = searched_bytes = 0
-    for name in _names(directory, since_ns, start):
-        with _Backward(directory, name, start.offset if start and start.name == name else None) as file:
+    for file_name in _names(directory, since_ns, start):
+        offset_of_start = start.offset if start and start.name == file_name else None
+        with _Backward(directory, file_name, offset_of_start) as file:
             for offset, line in file.lines(needle):
-                entry = _entry(line, model_id, since_ns)
+                entry = _entry(line, model_id, alias, since_ns)
                 found_bytes += len(line) if entry else 0
                 if entry and entries and found_bytes > max_bytes:
-                    return Found(entries, Place(name, offset + len(line) + 1))
+                    return Found(entries, Place(file_name, offset + len(line) + 1))
                 entries += [entry] if entry else []
                 if len(entries) == limit or searched_bytes + file.read_bytes > _SEARCHED_MAX_BYTES:
-                    return Found(entries, Place(name, offset))
+                    return Found(entries, Place(file_name, offset))
             searched_bytes += file.read_bytes
     return Found(entries, None)
 
@@ -148,7 +151,7 @@ class _Backward:
             yield 0, tail
 
 
-def _entry(line: bytes, model_id: str, since_ns: int) -> HistoryEntry | None:
+def _entry(line: bytes, model_id: str, alias: str, since_ns: int) -> HistoryEntry | None:
     """Return the change that a line describes; None if it is another one's, or no whole line."""
     try:
         fields: dict[str, Any] = json.loads(line)
@@ -168,4 +171,5 @@ def _entry(line: bytes, model_id: str, since_ns: int) -> HistoryEntry | None:
         )
     except (ValueError, KeyError, TypeError, RecursionError):
         return None
-    return entry if entry.model_id == model_id and entry.time_ns >= since_ns else None
+    is_wanted = entry.model_id == model_id and entry.alias == (alias or entry.alias) and entry.time_ns >= since_ns
+    return entry if is_wanted else None

@@ -17,12 +17,9 @@ from cogment_model_registry.records.documents import consumer_as_json, model_as_
 from cogment_model_registry.records.lifecycle import ModelSummary, Version
 from cogment_model_registry.records.news import Event, Gap, Gone
 from cogment_model_registry.web.disconnects import Connected
-from cogment_model_registry.web.errors import RefusedError, problem, problem_of
+from cogment_model_registry.web.errors import problem, problem_of
 from cogment_model_registry.web.parameters import flag, parameters
-from cogment_model_registry.web.state import State, caller_of, registry_of, state_of
-
-_STREAMS_MAX = 1000
-"""How many streams may be open."""
+from cogment_model_registry.web.state import State, address_of, caller_of, registry_of, state_of
 
 BEAT_SECONDS = 15.0
 """How often a stream sends at least a comment, so that proxies keep it open and lost clients are noticed."""
@@ -51,10 +48,8 @@ async def _stream(request: Request, model_ids: Sequence[str]) -> Response:
     mode = query.get("mode", "latest")
     if mode not in ("latest", "all"):
         raise InvalidError(f"mode is {quoted(mode)}; it must be latest or all")
-    state = state_of(request)
-    if state.streams >= _STREAMS_MAX:
-        message = f"{_STREAMS_MAX} streams of events are open; try again later"
-        raise RefusedError(HTTPStatus.SERVICE_UNAVAILABLE, message, {"Retry-After": "5"})
+    state, address = state_of(request), address_of(request)
+    state.streams.check(address)
     news = PassingOn(registry_of(request).calls).watch(
         model_ids,
         request.headers.get("last-event-id") or query.get("resume_token", ""),
@@ -62,26 +57,29 @@ async def _stream(request: Request, model_ids: Sequence[str]) -> Response:
         accepted=query.get("filter", ""),
         consumers=flag(query, "consumers"),
     )
-    state.streams += 1
+    state.streams.take(address)
     try:
         first = await anext(news)  # until it arrives, an error can be answered
     except BaseException:
-        state.streams -= 1
+        state.streams.give_back(address)
         await news.aclose()
         raise
-    return _Events(news, first, state, caller_of(request).session_id)
+    return _Events(news, first, state, address, caller_of(request).session_id)
 
 
 class _Events(Response):
     """An answer that continues until one side ends it."""
 
-    def __init__(self, news: _News, first: tuple[str, Event | Consumer], state: State, session_id: str) -> None:
+    def __init__(
+        self, news: _News, first: tuple[str, Event | Consumer], state: State, address: str, session_id: str
+    ) -> None:
         headers = {"cache-control": "no-store", "x-accel-buffering": "no"}
         super().__init__(None, headers=headers, media_type="text/event-stream")
         del self.headers["content-length"]
         self._news = news
         self._first = first
         self._state = state
+        self._address = address
         self._session_id = session_id
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -94,7 +92,7 @@ class _Events(Response):
             with self._state.sessions.streaming(self._session_id, ended):
                 await self._send(receive, send, queue, reading, ending)
         finally:
-            self._state.streams -= 1
+            self._state.streams.give_back(self._address)
             reading.cancel()
             ending.cancel()
             await asyncio.gather(reading, ending, return_exceptions=True)

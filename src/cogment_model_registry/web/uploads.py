@@ -19,10 +19,7 @@ from cogment_model_registry.records.versions import DATA_SIZE_MAX_BYTES, Version
 from cogment_model_registry.web.errors import RefusedError
 from cogment_model_registry.web.parameters import flag, parameters
 from cogment_model_registry.web.ranges import tag_of
-from cogment_model_registry.web.state import registry_of, state_of
-
-_UPLOADS_MAX = 64
-"""How many uploads may be under way: each has a thread and some chunks in memory."""
+from cogment_model_registry.web.state import address_of, registry_of, state_of
 
 _DIGEST = re.compile(r"(?:^|,)[ \t]*sha-256[ \t]*=[ \t]*:([A-Za-z0-9+/=]*):", re.IGNORECASE)
 
@@ -31,10 +28,10 @@ async def create(request: Request) -> Response:
     """Create a version from the body of a request, and answer with its record."""
     header = _header_of(request)
     registry, state = registry_of(request), state_of(request)
-    if state.uploads >= _UPLOADS_MAX:
-        message = f"{_UPLOADS_MAX} uploads are under way; try again later"
-        # The connection stays open, and what arrives is dropped: it would be reset otherwise, and the answer be lost.
-        raise RefusedError(HTTPStatus.SERVICE_UNAVAILABLE, message, {"Retry-After": "1"})
+    address = address_of(request)
+    # If it is refused, the connection stays open, and what arrives is dropped: it would be reset otherwise, and the
+    # answer be lost.
+    state.uploads.check(address)
     idle_seconds = state.options.idle_seconds
 
     async def parts() -> AsyncIterator[bytes]:
@@ -52,11 +49,11 @@ async def create(request: Request) -> Response:
         except ClientDisconnect:
             raise RefusedError(HTTPStatus.BAD_REQUEST, "the connection ended within the body") from None
 
-    state.uploads += 1
+    state.uploads.take(address)
     try:
         info = await PassingOn(registry.calls).upload(header, parts)
     finally:
-        state.uploads -= 1
+        state.uploads.give_back(address)
     place = f"/api/v1/models/{quote(info.model_id)}/versions/{info.number}"
     headers = {"location": place, "etag": tag_of(info)}
     return JSONResponse(version_as_json(await _described(request, info)), HTTPStatus.CREATED, headers)

@@ -137,9 +137,11 @@ async def history(request: Request) -> Response:
 
     async def page(query: Mapping[str, str], size: int, token: str) -> Page[HistoryEntry]:
         since_ns = _moment(query["since"]) if "since" in query else 0
-        return await registry_of(request).pages.changes_page(_model_of(request), since_ns, size, token)
+        return await registry_of(request).pages.changes_page(
+            _model_of(request), query.get("alias", ""), since_ns, size, token
+        )
 
-    return await page_of(request, "changes", page, entry_as_json, ("since",))
+    return await page_of(request, "changes", page, entry_as_json, ("alias", "since"))
 
 
 def _moment(text: str) -> int:

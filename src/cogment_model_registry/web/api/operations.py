@@ -282,7 +282,11 @@ OPERATIONS: Sequence[Operation] = (
         _MODEL + "/history",
         models.history,
         "List the changes of a model, newest first.",
-        (Parameter("since", "Only changes since a time, in the format of RFC 3339."), *_PAGE),
+        (
+            Parameter("alias", "Only changes of an alias."),
+            Parameter("since", "Only changes since a time, in the format of RFC 3339."),
+            *_PAGE,
+        ),
         reply="ChangePage",
     ),
     Operation(

@@ -21,6 +21,9 @@ from cogment_model_registry.web.pages.changes import DIGEST_FIELD, Doer, Planner
 from cogment_model_registry.web.pages.tensors import SHOWN_MAX
 from cogment_model_registry.web.state import State
 
+_ENTRIES_MAX = 100
+"""How many tags, metrics, aliases or entries of ``user_data`` a page shows; each may be thousands."""
+
 
 def install(state: State) -> live.Feeds:
     """Add the filters to the templates, and return the feeds that keep pages current."""
@@ -34,6 +37,7 @@ def install(state: State) -> live.Feeds:
         tensors_max=SHOWN_MAX,
         decisions_max=retention.SHOWN_MAX,
         digest_field=DIGEST_FIELD,
+        entries_max=_ENTRIES_MAX,
     )
     return live.Feeds(state)
 

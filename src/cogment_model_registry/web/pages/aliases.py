@@ -3,51 +3,25 @@
 import asyncio
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from http import HTTPStatus
 
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
-from cogment_model_registry.errors import InvalidError, ModelRegistryError, PreconditionError
+from cogment_model_registry.errors import InvalidError
 from cogment_model_registry.records.history import HistoryEntry
 from cogment_model_registry.records.lifecycle import Alias, ModelSummary, Version
+from cogment_model_registry.web.pages import queries
 from cogment_model_registry.web.pages.changes import Outcome, Plan, named_version, whole_number
 from cogment_model_registry.web.pages.consumers import CONSUMERS_MAX
 from cogment_model_registry.web.pages.formats import path_of, sentence, with_query
+from cogment_model_registry.web.pages.history import read_history
 from cogment_model_registry.web.pages.rights import Rights, read_rights
-from cogment_model_registry.web.registries import Registry
 from cogment_model_registry.web.state import registry_of, state_of
 
-_HISTORY_MAX = 200
 _CANDIDATES_MAX = 12
-
-
-@dataclass(frozen=True, slots=True)
-class History:
-    """The changes that the audit log has.
-
-    Attributes:
-        entries: Changes, newest first.
-        problem: Why there are none to read; empty otherwise.
-        is_kept: Whether the server keeps an audit log, as far as the caller may know.
-    """
-
-    entries: Sequence[HistoryEntry] = ()
-    problem: str = ""
-    is_kept: bool = True
-
-
-async def read_history(registry: Registry, rights: Rights, model_id: str, limit: int = _HISTORY_MAX) -> History:
-    """Return the changes of a model, if the server keeps them and the caller may read them."""
-    if not rights.may("admin", model_id):
-        return History(problem="You need the scope admin to read the history.")
-    try:
-        return History(await registry.history(model_id, limit=limit))
-    except PreconditionError:
-        return History(problem="This server keeps no history, because its setting audit_log is not set.", is_kept=False)
-    except ModelRegistryError as error:
-        return History(problem=f"The history is not available. {sentence(error.message)}")
+"""How many versions that had an alias, and how many other archived ones, its page offers to move it to."""
 
 
 async def show(request: Request) -> Response:
@@ -56,11 +30,20 @@ async def show(request: Request) -> Response:
     registry = registry_of(request)
     rights, model = await asyncio.gather(read_rights(request), registry.describe_model(model_id))
     alias = alias_of(model, name)
+    older = f" AND version_number < {alias.version_number}" if alias else ""
     history, archived = await asyncio.gather(
-        read_history(registry, rights, model_id),
-        registry.find_versions(model_id, "archived = true", order_by="version_number desc", limit=_CANDIDATES_MAX),
+        read_history(registry, rights, model_id, name),
+        registry.find_versions(
+            model_id, f"archived = true{older}", order_by="version_number desc", limit=_CANDIDATES_MAX
+        ),
     )
-    entries = [entry for entry in history.entries if entry.alias == name]
+    earlier = earlier_targets(alias, history.entries)
+    refs = [(model_id, number) for number in [*earlier][:_CANDIDATES_MAX]]
+    had_it = [
+        version
+        for version in await queries.existing_versions(registry, refs)
+        if version.archived and version.created_ns <= earlier[version.number]
+    ]
     return state_of(request).templates.page(
         request,
         "alias.html",
@@ -68,8 +51,8 @@ async def show(request: Request) -> Response:
         model=model,
         alias_name=name,
         alias=alias,
-        history=replace(history, entries=entries),
-        candidates=candidates(alias, entries, archived),
+        history=history,
+        candidates=candidates(alias, had_it, archived),
         now_ns=time.time_ns(),
     )
 
@@ -92,15 +75,33 @@ class Candidate:
     was_there: bool
 
 
-def candidates(alias: Alias | None, entries: Sequence[HistoryEntry], archived: Sequence[Version]) -> list[Candidate]:
-    """Return the versions to move an alias to: those that had it, the last one first; then other older ones."""
-    now = alias.version_number if alias else 0
-    by_number = {version.number: version for version in archived}
-    earlier = dict.fromkeys(
-        number for entry in entries if (number := _target(entry.before)) and number != now and number in by_number
-    )
-    others = [number for number in by_number if number != now and number not in earlier and (not now or number < now)]
-    return [Candidate(by_number[number], number in earlier) for number in [*earlier, *others]]
+def earlier_targets(alias: Alias | None, entries: Sequence[HistoryEntry]) -> dict[int, int]:
+    """Return the numbers of the other versions that an alias pointed to, the last one first, and until when.
+
+    A version that was created after that is another one, of a model that was created again.
+    """
+    targets: dict[int, int] = {}
+    for entry in entries:
+        number = _target(entry.before)
+        if number and number != (alias.version_number if alias else 0):
+            targets.setdefault(number, entry.time_ns)
+    return targets
+
+
+def candidates(alias: Alias | None, had_it: Sequence[Version], archived: Sequence[Version]) -> list[Candidate]:
+    """Return the versions to move an alias to: those that had it, and then other older ones.
+
+    Args:
+        alias: The alias; None if it does not exist.
+        had_it: Those that had it, the last one first.
+        archived: Archived versions, older ones than that to which it points.
+    """
+    known = {alias.version_number if alias else 0, *(version.number for version in had_it)}
+    others = [version for version in archived if version.number not in known]
+    return [
+        *(Candidate(each, was_there=True) for each in had_it),
+        *(Candidate(each, was_there=False) for each in others),
+    ]
 
 
 def _target(state: Mapping[str, object] | None) -> int:

@@ -163,7 +163,7 @@ def note_lines(first: Version, second: Version) -> Sequence[Line]:
 
 
 def metric_lines(first: Version, second: Version) -> Sequence[Line]:
-    """Return the metrics of two versions, and by how much they differ."""
+    """Return the metrics of two versions, and by how much they differ; those that differ first."""
     lines = []
     for name in sorted({*first.metrics, *second.metrics}):
         ours, theirs = first.metrics.get(name), second.metrics.get(name)
@@ -172,4 +172,4 @@ def metric_lines(first: Version, second: Version) -> Sequence[Line]:
         if ours and change and theirs is not None:
             change += f" ({(theirs - ours) / abs(ours):+.1%})"
         lines.append(Line(name, texts[0], texts[1], change))
-    return lines
+    return sorted(lines, key=lambda line: not line.differs)

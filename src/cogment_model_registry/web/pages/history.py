@@ -1,17 +1,27 @@
-"""The changes of a model, from the audit log of the server."""
+"""The changes of a model or of an alias, from the audit log of the server."""
 
 import asyncio
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response
 
-from cogment_model_registry.web.pages.aliases import read_history
-from cogment_model_registry.web.pages.rights import read_rights
+from cogment_model_registry.errors import ModelRegistryError, PreconditionError
+from cogment_model_registry.records.history import HistoryEntry
+from cogment_model_registry.web.pages.formats import sentence
+from cogment_model_registry.web.pages.rights import Rights, read_rights
+from cogment_model_registry.web.registries import Registry
 from cogment_model_registry.web.state import registry_of, state_of
+
+_ENTRIES_MAX = 200
+"""How many changes a page shows."""
+
+_SEARCH_SECONDS = 2.0
+"""How long a page searches: an alias may have few changes among the millions of new versions of a long training."""
 
 _VALUE_MAX_CHARACTERS = 120
 _NAMES = {"version_number": "version", "data_size_bytes": "bytes", "user_data": "user data"}
@@ -19,18 +29,63 @@ _LEFT_OUT = frozenset({"created", "data_hash", "revision"})
 """Fields that the page of a version has, and that would only lengthen this list."""
 
 
+@dataclass(frozen=True, slots=True)
+class History:
+    """Changes that the audit log has.
+
+    Attributes:
+        entries: Changes, newest first.
+        next_token: Names the next page, of older ones; empty at the end.
+        problem: Why there are none to read; empty otherwise.
+        is_kept: Whether the server keeps an audit log, as far as the caller may know.
+    """
+
+    entries: Sequence[HistoryEntry] = ()
+    next_token: str = ""
+    problem: str = ""
+    is_kept: bool = True
+
+
+async def read_history(registry: Registry, rights: Rights, model_id: str, alias: str = "", token: str = "") -> History:
+    """Return a page of the changes of a model or an alias, if the server keeps them and the caller may read them.
+
+    Args:
+        registry: The registry.
+        rights: The rights of the caller.
+        model_id: The model.
+        alias: The alias; empty for all changes of the model.
+        token: Names the page; empty for the newest changes.
+    """
+    if not rights.may("admin", model_id):
+        return History(problem="You need the scope admin to read the history.")
+    entries: list[HistoryEntry] = []
+    until = time.monotonic() + _SEARCH_SECONDS
+    try:
+        while True:
+            some, token = await registry.pages.changes_page(model_id, alias, 0, _ENTRIES_MAX - len(entries), token)
+            entries += some
+            if not token or len(entries) >= _ENTRIES_MAX or time.monotonic() >= until:
+                return History(entries, token)
+    except PreconditionError:
+        return History(problem="This server keeps no history, because its setting audit_log is not set.", is_kept=False)
+    except ModelRegistryError as error:
+        return History(problem=f"The history is not available. {sentence(error.message)}")
+
+
 async def show(request: Request) -> Response:
     """Answer with the page."""
     model_id = request.path_params["model_id"]
+    alias, token = (request.query_params.get(name, "").strip() for name in ("alias", "page"))
     registry = registry_of(request)
-    rights, _ = await asyncio.gather(read_rights(request), registry.describe_model(model_id))
-    history = await read_history(registry, rights, model_id)
+    rights, model = await asyncio.gather(read_rights(request), registry.describe_model(model_id))
+    history = await read_history(registry, rights, model_id, alias, token)
     rows = [
         (entry, state_text(entry.before, entry.after), state_text(entry.after, entry.before))
         for entry in history.entries
     ]
     values: dict[str, Any] = {"rows": rows, "history": history, "now_ns": time.time_ns()}
-    return state_of(request).templates.page(request, "history.html", rights=rights, model_id=model_id, **values)
+    values |= {"alias_name": alias, "is_first": not token}
+    return state_of(request).templates.page(request, "history.html", rights=rights, model=model, **values)
 
 
 def state_text(state: Mapping[str, Any] | None, other: Mapping[str, Any] | None) -> str:

@@ -16,7 +16,6 @@ import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from http import HTTPStatus
 from itertools import islice
 from typing import Any
 
@@ -36,19 +35,16 @@ from cogment_model_registry.errors import (
 )
 from cogment_model_registry.records.lifecycle import ModelSummary, Version
 from cogment_model_registry.records.news import Gone
-from cogment_model_registry.web.errors import RefusedError
 from cogment_model_registry.web.pages import consumers, models, queries
 from cogment_model_registry.web.pages.consumers import Row
 from cogment_model_registry.web.pages.formats import NS_PER_SECOND
 from cogment_model_registry.web.pages.model import CONSUMER_ROWS, NEWEST_FIRST
+from cogment_model_registry.web.pages.rights import Rights, rights_of
 from cogment_model_registry.web.registries import Caller, Registry, current
-from cogment_model_registry.web.state import State, caller_of, state_of
+from cogment_model_registry.web.state import State, address_of, caller_of, state_of
 from cogment_model_registry.wire import watching as wire
 from cogment_model_registry.wire.forwarding import Description
 from cogment_model_registry.wire.lifecycle import SERVICE_NAME
-
-PAGES_MAX = 500
-"""How many pages may be open at the same time."""
 
 _VERSION_ROWS = 20
 _LIST_SECONDS = 1.0
@@ -127,13 +123,15 @@ class Feeds:
     def __init__(self, state: State) -> None:
         self._state = state
         self._feeds: dict[tuple[Description, Subject], Feed] = {}
-        self._pages = 0
 
-    async def events(self, caller: Caller, rights: Description, subject: Subject) -> AsyncGenerator[str, None]:
+    async def events(
+        self, caller: Caller, address: str, rights: Description, subject: Subject
+    ) -> AsyncGenerator[str, None]:
         """Yield the events for one page, until it is closed or its session ends.
 
         Args:
             caller: The caller.
+            address: The address of the client.
             rights: The rights of the caller: pages with the same ones see the same, and share a feed.
             subject: What the page is about.
         """
@@ -141,10 +139,10 @@ class Feeds:
         feed = self._feeds.get(key)
         if feed is None or feed.is_over:
             feed = self._feeds[key] = Feed()
-            feed.task = asyncio.create_task(self._run(feed, caller, subject))
+            feed.task = asyncio.create_task(self._run(feed, caller, rights_of(rights, has_session=False), subject))
         news = asyncio.Event()
         feed.readers.add(news)
-        self._pages += 1
+        self._state.live_pages.take(address)
         if feed.is_filled:
             news.set()
         sent, sessions = Sent(), self._state.sessions
@@ -166,17 +164,12 @@ class Feeds:
                     elif is_quiet:
                         yield ": still here\n\n"
         finally:
-            self._pages -= 1
+            self._state.live_pages.give_back(address)
             feed.readers.discard(news)
             if not feed.readers and feed.task is not None:
                 feed.task.cancel()
                 if self._feeds.get(key) is feed:
                     del self._feeds[key]
-
-    @property
-    def has_room(self) -> bool:
-        """Whether another page may be opened."""
-        return self._pages < PAGES_MAX
 
     async def close(self) -> None:
         """End all feeds."""
@@ -189,9 +182,9 @@ class Feeds:
         """Return how long a feed rests after requests that took some time."""
         return max(_LIST_SECONDS, seconds / _SHARE, seconds * len(self._feeds) / _SHARE_OF_ALL)
 
-    async def _run(self, feed: Feed, caller: Caller, subject: Subject) -> None:
+    async def _run(self, feed: Feed, caller: Caller, rights: Rights, subject: Subject) -> None:
         current.set(caller)
-        source = _Source(self._state, feed, subject, self._pause_seconds)
+        source = _Source(self._state, feed, rights, subject, self._pause_seconds)
         try:
             await source.run()
         except ModelRegistryError:
@@ -230,14 +223,18 @@ class _Source:
     Args:
         state: What the routes share.
         feed: The feed.
+        rights: What its pages offer.
         subject: What its pages are about.
         pause_seconds: Returns how long to rest after requests that took some seconds.
     """
 
-    def __init__(self, state: State, feed: Feed, subject: Subject, pause_seconds: Callable[[float], float]) -> None:
+    def __init__(
+        self, state: State, feed: Feed, rights: Rights, subject: Subject, pause_seconds: Callable[[float], float]
+    ) -> None:
         self._registry: Registry = state.registry
         self._environment = state.templates.environment
         self._feed = feed
+        self._rights = rights
         self._macros: Any = self._environment.get_template("_rows.html").module
         self._subject = subject
         self._model_id = subject.model_id
@@ -334,7 +331,7 @@ class _Source:
             queries.find_versions(self._registry, self._model_id, order_by=NEWEST_FIRST, size=_VERSION_ROWS),
         )
         self._feed.tables["versions"] = self._version_rows(page.versions)
-        self._feed.parts["aliases"] = self._render("_aliases.html", model=model)
+        self._feed.parts["aliases"] = self._render("_aliases.html", model=model, rights=self._rights)
         self._feed.parts["facts"] = self._render("_facts.html", model=model, pace=queries.pace_of(page.versions[:10]))
 
     def _consumer_rows(self, rows: Iterable[Row], count: int, *, has_model: bool) -> dict[str, str]:
@@ -394,19 +391,15 @@ async def answer(request: Request) -> Response:
     query = {name: request.query_params.get(name, "").strip() for name in ("q", "page", "session")}
     model_id = request.path_params.get("model_id", "")
     feeds: Feeds = request.app.state.feeds
-    if not feeds.has_room:
-        raise RefusedError(
-            HTTPStatus.SERVICE_UNAVAILABLE,
-            "too many pages are open; this one is not updated",
-            {"retry-after": "30"},
-        )
+    address = address_of(request)
+    state.live_pages.check(address)
     try:
         if query["session"] and not caller.session_id:
             raise UnauthenticatedError("the session has ended")
         if model_id:
             await state.registry.describe_model(model_id)
         rights = await state.registry.describe_caller()
-        events = feeds.events(caller, rights, Subject(model_id, query["q"], query["page"]))
+        events = feeds.events(caller, address, rights, Subject(model_id, query["q"], query["page"]))
     except UnauthenticatedError:
         if not query["session"]:
             raise

@@ -110,6 +110,14 @@ async def named_versions(registry: Registry, refs: Sequence[tuple[str, int]]) ->
             return found
 
 
+async def existing_versions(registry: Registry, refs: Sequence[tuple[str, int]]) -> list[Version]:
+    """Return those of some versions that exist; see `named_versions`."""
+    try:
+        return await named_versions(registry, refs)
+    except NotFoundError:  # one was evicted or deleted
+        return [version for ref in refs for version in await _if_it_exists(registry, ref)]
+
+
 @dataclass(frozen=True, slots=True)
 class Pace:
     """How often a model gets versions.
@@ -135,10 +143,7 @@ async def paces(registry: Registry, models: Sequence[ModelSummary], now_ns: int)
     for model in models:
         if model.versions:
             refs += [(model.model_id, -1), (model.model_id, -min(model.versions, _RATE_VERSIONS))]
-    try:
-        versions = await named_versions(registry, refs)
-    except NotFoundError:  # one was evicted or deleted in the meantime
-        versions = [version for ref in refs for version in await _if_it_exists(registry, ref)]
+    versions = await existing_versions(registry, refs)
     by_model: dict[str, list[Version]] = {}
     for version in versions:
         by_model.setdefault(version.model_id, []).append(version)

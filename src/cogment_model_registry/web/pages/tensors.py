@@ -3,6 +3,7 @@
 Only the header is read, up to a bound, and everything in it is checked: whoever published the version wrote it.
 """
 
+import asyncio
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -100,7 +101,8 @@ async def read_listing(registry: Registry, version: Version) -> Listing:
     except ModelRegistryError as error:
         return Listing(problem=error.message)
     try:
-        return parse_header(head[_LENGTH_BYTES:end], end, version.data_size_bytes)
+        # On a thread, since a header of thousands of tensors would hold up all other requests.
+        return await asyncio.to_thread(parse_header, head[_LENGTH_BYTES:end], end, version.data_size_bytes)
     except MalformedError as error:
         return Listing(problem=f"It looks like a safetensors file, but {error}.")
 

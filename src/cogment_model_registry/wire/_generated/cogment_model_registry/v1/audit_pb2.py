@@ -15,7 +15,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%cogment_model_registry/v1/audit.proto\x12\x19\x63ogment_model_registry.v1\"f\n\x12ListChangesRequest\x12\x10\n\x08model_id\x18\x01 \x01(\t\x12\x17\n\x0fsince_timestamp\x18\x02 \x01(\x06\x12\x11\n\tpage_size\x18\x03 \x01(\r\x12\x12\n\npage_token\x18\x04 \x01(\t\"\xde\x01\n\x06\x43hange\x12\x11\n\ttimestamp\x18\x01 \x01(\x06\x12\x0e\n\x06\x63hange\x18\x02 \x01(\t\x12\x10\n\x08model_id\x18\x03 \x01(\t\x12\x16\n\x0eversion_number\x18\x04 \x01(\r\x12\r\n\x05\x61lias\x18\x05 \x01(\t\x12\x13\n\x0b\x62\x65\x66ore_json\x18\x06 \x01(\t\x12\x12\n\nafter_json\x18\x07 \x01(\t\x12\x0c\n\x04\x63\x61ll\x18\x08 \x01(\t\x12\x0e\n\x06\x63\x61ller\x18\t \x01(\t\x12\x13\n\x0b\x63\x61ller_kind\x18\n \x01(\t\x12\x0c\n\x04peer\x18\x0b \x01(\t\x12\x0e\n\x06reason\x18\x0c \x01(\t\"_\n\x10ListChangesReply\x12\x32\n\x07\x63hanges\x18\x01 \x03(\x0b\x32!.cogment_model_registry.v1.Change\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t2u\n\x08\x41uditLog\x12i\n\x0bListChanges\x12-.cogment_model_registry.v1.ListChangesRequest\x1a+.cogment_model_registry.v1.ListChangesReplyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%cogment_model_registry/v1/audit.proto\x12\x19\x63ogment_model_registry.v1\"u\n\x12ListChangesRequest\x12\x10\n\x08model_id\x18\x01 \x01(\t\x12\x17\n\x0fsince_timestamp\x18\x02 \x01(\x06\x12\x11\n\tpage_size\x18\x03 \x01(\r\x12\x12\n\npage_token\x18\x04 \x01(\t\x12\r\n\x05\x61lias\x18\x05 \x01(\t\"\xde\x01\n\x06\x43hange\x12\x11\n\ttimestamp\x18\x01 \x01(\x06\x12\x0e\n\x06\x63hange\x18\x02 \x01(\t\x12\x10\n\x08model_id\x18\x03 \x01(\t\x12\x16\n\x0eversion_number\x18\x04 \x01(\r\x12\r\n\x05\x61lias\x18\x05 \x01(\t\x12\x13\n\x0b\x62\x65\x66ore_json\x18\x06 \x01(\t\x12\x12\n\nafter_json\x18\x07 \x01(\t\x12\x0c\n\x04\x63\x61ll\x18\x08 \x01(\t\x12\x0e\n\x06\x63\x61ller\x18\t \x01(\t\x12\x13\n\x0b\x63\x61ller_kind\x18\n \x01(\t\x12\x0c\n\x04peer\x18\x0b \x01(\t\x12\x0e\n\x06reason\x18\x0c \x01(\t\"_\n\x10ListChangesReply\x12\x32\n\x07\x63hanges\x18\x01 \x03(\x0b\x32!.cogment_model_registry.v1.Change\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t2u\n\x08\x41uditLog\x12i\n\x0bListChanges\x12-.cogment_model_registry.v1.ListChangesRequest\x1a+.cogment_model_registry.v1.ListChangesReplyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -23,11 +23,11 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'cogment_model_registry.v1.a
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_LISTCHANGESREQUEST']._serialized_start=68
-  _globals['_LISTCHANGESREQUEST']._serialized_end=170
-  _globals['_CHANGE']._serialized_start=173
-  _globals['_CHANGE']._serialized_end=395
-  _globals['_LISTCHANGESREPLY']._serialized_start=397
-  _globals['_LISTCHANGESREPLY']._serialized_end=492
-  _globals['_AUDITLOG']._serialized_start=494
-  _globals['_AUDITLOG']._serialized_end=611
+  _globals['_LISTCHANGESREQUEST']._serialized_end=185
+  _globals['_CHANGE']._serialized_start=188
+  _globals['_CHANGE']._serialized_end=410
+  _globals['_LISTCHANGESREPLY']._serialized_start=412
+  _globals['_LISTCHANGESREPLY']._serialized_end=507
+  _globals['_AUDITLOG']._serialized_start=509
+  _globals['_AUDITLOG']._serialized_end=626
 # @@protoc_insertion_point(module_scope)

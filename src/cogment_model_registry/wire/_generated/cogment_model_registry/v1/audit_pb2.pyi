@@ -7,16 +7,18 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class ListChangesRequest(_message.Message):
-    __slots__ = ("model_id", "since_timestamp", "page_size", "page_token")
+    __slots__ = ("model_id", "since_timestamp", "page_size", "page_token", "alias")
     MODEL_ID_FIELD_NUMBER: _ClassVar[int]
     SINCE_TIMESTAMP_FIELD_NUMBER: _ClassVar[int]
     PAGE_SIZE_FIELD_NUMBER: _ClassVar[int]
     PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    ALIAS_FIELD_NUMBER: _ClassVar[int]
     model_id: str
     since_timestamp: int
     page_size: int
     page_token: str
-    def __init__(self, model_id: _Optional[str] = ..., since_timestamp: _Optional[int] = ..., page_size: _Optional[int] = ..., page_token: _Optional[str] = ...) -> None: ...
+    alias: str
+    def __init__(self, model_id: _Optional[str] = ..., since_timestamp: _Optional[int] = ..., page_size: _Optional[int] = ..., page_token: _Optional[str] = ..., alias: _Optional[str] = ...) -> None: ...
 
 class Change(_message.Message):
     __slots__ = ("timestamp", "change", "model_id", "version_number", "alias", "before_json", "after_json", "call", "caller", "caller_kind", "peer", "reason")
