@@ -3,7 +3,6 @@
 import io
 import mmap
 import os
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -92,21 +91,21 @@ CALLS: dict[str, tuple[Callable[[Any, Any], Any], list[Any]]] = {
     "track decode": (lambda registry, wrong: registry.track("policy", decode=wrong), NOT_FUNCTIONS),
     "publish progress": (lambda registry, wrong: registry.publish("a", b"", progress=wrong), NOT_FUNCTIONS),
 }
-CASES = [(name, call, wrong) for name, (call, all_wrong) in CALLS.items() for wrong in all_wrong]
 
 
-def shown(wrong: object) -> str:
-    """Return the text of a value for the name of a test, without its address, which differs between processes."""
-    return re.sub(" at 0x[0-9a-f]+", "", repr(wrong))[:30]
-
-
-@pytest.mark.parametrize(("name", "call", "wrong"), CASES, ids=[f"{name} {shown(wrong)}" for name, _, wrong in CASES])
-async def test_a_wrong_argument_is_refused(registry: Any, name: str, call: Callable[..., Any], wrong: Any) -> None:
+@pytest.mark.parametrize("name", CALLS)
+async def test_a_wrong_argument_is_refused(registry: Any, name: str) -> None:
     # Calls that only create an object refuse at once, without being awaited or a thread.
     made = getattr(registry, "registry", registry) if name.startswith(("watch", "mirror", "track")) else registry
-    with pytest.raises(errors.InvalidError) as caught:
-        await call(made, wrong)
-    assert len(caught.value.message.splitlines()) == 1
+    call, all_wrong = CALLS[name]
+    for wrong in all_wrong:
+        try:
+            await call(made, wrong)
+        except errors.InvalidError as error:
+            text = error.message
+        else:
+            pytest.fail(f"{wrong!r} was taken")
+        assert len(text.splitlines()) == 1, repr(wrong)
 
 
 MAKING: dict[str, list[Any]] = {
@@ -119,18 +118,23 @@ MAKING: dict[str, list[Any]] = {
     "cache_dir": [each for each in NOT_PATHS if each is not None],
     "cache_max_bytes": NOT_WHOLE,
 }
-MADE_WITH = [(name, wrong) for name, all_wrong in MAKING.items() for wrong in all_wrong]
 
 
-@pytest.mark.parametrize(("name", "wrong"), MADE_WITH, ids=[f"{name} {shown(wrong)}" for name, wrong in MADE_WITH])
+@pytest.mark.parametrize("name", MAKING)
 @pytest.mark.parametrize("make", [ModelRegistry, aio.ModelRegistry], ids=["blocking", "asyncio"])
-def test_a_client_refuses_a_wrong_argument(make: Callable[..., Any], name: str, wrong: Any) -> None:
-    needs_directory = name != "directory_endpoint" and (not isinstance(wrong, str) or wrong.startswith("cogment"))
-    directory = {"directory_endpoint": "grpc://d:1"} if needs_directory or "token" in name else {}
-    with pytest.raises((errors.InvalidError, errors.SettingError), match=name) as caught:
-        make(**{**directory, name: wrong})
-    if "token" in name:
-        assert not isinstance(wrong, str | bytes) or repr(wrong).strip("b'") not in str(caught.value)
+def test_a_client_refuses_a_wrong_argument(make: Callable[..., Any], name: str) -> None:
+    for wrong in MAKING[name]:
+        needs_directory = name != "directory_endpoint" and (not isinstance(wrong, str) or wrong.startswith("cogment"))
+        directory = {"directory_endpoint": "grpc://d:1"} if needs_directory or "token" in name else {}
+        try:
+            make(**{**directory, name: wrong})
+        except (errors.InvalidError, errors.SettingError) as error:
+            text = str(error)
+        else:
+            pytest.fail(f"{wrong!r} was taken")
+        assert name in text, repr(wrong)
+        if "token" in name:
+            assert not isinstance(wrong, str | bytes) or repr(wrong).strip("b'") not in text
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from random import Random
 from unittest import mock
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cogment_model_registry.errors import InvalidError
@@ -241,6 +241,7 @@ def test_resuming_is_exact_if_a_token_cannot_hold_all_positions(
 ) -> None:
     """With 1 or 2 positions for 3 models, tokens have positions or not, as models are created and deleted."""
 
+    @settings(max_examples=25)  # of each of twelve kinds
     @given(st.integers(0, 2**32))
     def check(seed: int) -> None:
         with positions_max(count):

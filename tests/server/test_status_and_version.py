@@ -27,7 +27,7 @@ MIB = 1024 * 1024
 BUDGET_BYTES = 64 * MIB  # of the fixture `server`
 DOCUMENTED_NAMES = ("cogmentAPI.ModelRegistrySP", "cogment.ModelRegistrySP")
 QUICKLY = settings(
-    max_examples=150, deadline=None, database=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=50, deadline=None, database=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 SERVICE = pytest.mark.parametrize("service", DOCUMENTED_NAMES)
 

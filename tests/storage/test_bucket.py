@@ -20,6 +20,10 @@ LEASE_SECONDS = 10.0
 class Stores:
     """A kind of store."""
 
+    @pytest.fixture(autouse=True)
+    def _brief_probe(self, brief_probe: None) -> None:
+        """Each test starts an archive once or more."""
+
     def store_at(self, place: Path) -> ObjectStore:
         """Return the store of a test."""
         raise NotImplementedError

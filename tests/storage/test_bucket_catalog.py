@@ -18,7 +18,6 @@ from cogment_model_registry.storage.catalog.local import LocalCatalog
 from cogment_model_registry.storage.catalog.tables import MIGRATIONS
 from cogment_model_registry.testing.bytes import describe, keep
 from cogment_model_registry.testing.catalog import publish
-from tests.object_store import S3Server
 from tests.storage.local_catalog import LocalCatalogSuite
 
 
@@ -35,25 +34,16 @@ async def opened_at(store: ObjectStore, folder: Path) -> AsyncIterator[LocalCata
     await archive.close()
 
 
-class TestLocalCatalogOfABucketInMemory(LocalCatalogSuite):
+class TestLocalCatalogOfABucket(LocalCatalogSuite):
+    """In memory: `ArchiveSuite` shows that an archive on S3 does the same."""
+
     @pytest.fixture(autouse=True)
-    def _stores(self) -> None:
+    def _stores(self, brief_probe: None) -> None:
         self.stores: dict[Path, MemoryStore] = {}
 
     @asynccontextmanager
     async def opened(self, place: Path) -> AsyncIterator[Catalog]:
         async with opened_at(self.stores.setdefault(place, MemoryStore()), place) as catalog:
-            yield catalog
-
-
-class TestLocalCatalogOfABucketOnS3(LocalCatalogSuite):
-    @pytest.fixture(autouse=True)
-    def _server(self, object_store: S3Server) -> None:
-        self.server = object_store
-
-    @asynccontextmanager
-    async def opened(self, place: Path) -> AsyncIterator[Catalog]:
-        async with opened_at(self.server.store(str(place).strip("/")), place) as catalog:
             yield catalog
 
 

@@ -56,22 +56,24 @@ def test_a_version_is_downloaded_with_what_clients_need(
 
 @SIZES
 @ARCHIVED
-@pytest.mark.parametrize("text", ["2-5", "0-", "7-", "-3", "-100000000", "0-0", "9-9999999999999"])
-def test_a_range_gets_those_bytes(http: Http, registry: ModelRegistry, data: bytes, text: str, archived: bool) -> None:
-    answer = http.get(_create(registry, data, archived=archived), {"Range": f"bytes={text}"})
-    first, _, last = text.partition("-")
-    part = range(len(data))[int(first) : int(last) + 1 if last else None] if first else range(len(data))[-int(last) :]
-    assert answer.status == HTTPStatus.PARTIAL_CONTENT
-    assert answer.body == data[part.start : part.stop]
-    assert answer.headers["content-range"] == f"bytes {part.start}-{part.stop - 1}/{len(data)}"
-    assert answer.headers["content-length"] == str(len(part))
+def test_a_range_gets_those_bytes(http: Http, registry: ModelRegistry, data: bytes, archived: bool) -> None:
+    path, all_bytes = _create(registry, data, archived=archived), range(len(data))
+    for text in ("2-5", "0-", "7-", "-3", "-100000000", "0-0", "9-9999999999999"):
+        answer = http.get(path, {"Range": f"bytes={text}"})
+        first, _, last = text.partition("-")
+        part = all_bytes[int(first) : int(last) + 1 if last else None] if first else all_bytes[-int(last) :]
+        assert answer.status == HTTPStatus.PARTIAL_CONTENT, text
+        assert answer.body == data[part.start : part.stop], text
+        assert answer.headers["content-range"] == f"bytes {part.start}-{part.stop - 1}/{len(data)}"
+        assert answer.headers["content-length"] == str(len(part)), text
 
 
-@pytest.mark.parametrize("text", ["bytes=10-", "bytes=10-20", "bytes=-0", "bytes=99999999999999999999-"])
-def test_a_range_past_the_end_is_refused_with_the_size(http: Http, registry: ModelRegistry, text: str) -> None:
-    answer = http.get(_create(registry, SMALL), {"Range": text})
-    assert answer.status == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE
-    assert answer.headers["content-range"] == "bytes */10"
+def test_a_range_past_the_end_is_refused_with_the_size(http: Http, registry: ModelRegistry) -> None:
+    path = _create(registry, SMALL)
+    for text in ("bytes=10-", "bytes=10-20", "bytes=-0", "bytes=99999999999999999999-"):
+        answer = http.get(path, {"Range": text})
+        assert answer.status == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE, text
+        assert answer.headers["content-range"] == "bytes */10", text
 
 
 @pytest.mark.parametrize(
