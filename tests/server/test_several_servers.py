@@ -4,7 +4,7 @@ import asyncio
 import functools
 import os
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractContextManager, AsyncExitStack, ExitStack, aclosing
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +15,7 @@ from cogment_model_registry import RetentionRule, TransientShare, errors
 from cogment_model_registry.aio import ModelRegistry
 from cogment_model_registry.records.access import Grant, identity_of, parse_scopes
 from cogment_model_registry.storage.postgres.grants import opened_grants
+from cogment_model_registry.storage.postgres.leases import Lease, Leases
 from cogment_model_registry.wire import lifecycle
 from tests.client import connected
 from tests.object_store import BUCKET, object_server
@@ -287,6 +288,24 @@ def test_a_server_that_was_frozen_for_longer_than_its_lease_takes_a_new_one(data
                     assert await registry.retrieve("m", 3) == b"again"
 
     asyncio.run(run())
+
+
+async def test_a_lease_survives_an_error_that_nobody_expects(
+    database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failures = iter([ValueError("a bug"), ValueError("a bug")])
+    beats: list[int] = []
+    beat = Leases.beat
+
+    async def fail_twice(leases: Leases) -> Sequence[Lease] | None:
+        for failure in failures:
+            raise failure
+        beats.append(leases.server)
+        return await beat(leases)
+
+    monkeypatch.setattr(Leases, "beat", fail_twice)
+    async with several_servers(settings_of(database, tmp_path)):
+        await until(lambda: len(set(beats)) == 2)
 
 
 def test_with_two_replicas_a_published_version_outlives_its_server(database: str, tmp_path: Path) -> None:

@@ -506,3 +506,19 @@ async def end(upload: Upload, rest: memoryview, info: VersionInfo) -> None:
 async def only_data_of(archive: BucketArchive, parts: int) -> bool:
     """Return whether there is no data but that of versions: three parts of one, and one of another."""
     return len(await archive._objects.all_names(layout.DATA)) == parts
+
+
+async def test_a_claim_survives_an_error_that_nobody_expects(monkeypatch: pytest.MonkeyPatch) -> None:
+    claim = Claim(Objects(MemoryStore(), "test://bucket"), lease_seconds=0.2)
+    await claim.take()
+    failures = iter([ValueError("a bug"), ValueError("a bug")])
+    renewed = asyncio.Event()
+
+    async def fail_twice() -> None:
+        for failure in failures:
+            raise failure
+        renewed.set()
+
+    monkeypatch.setattr(claim, "renew", fail_twice)
+    await until(renewed.is_set)
+    await claim.release()

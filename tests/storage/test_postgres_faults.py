@@ -169,6 +169,26 @@ async def test_a_lost_listening_connection_misses_nothing(
         assert (await b.get_news("m", second.number, 0, 1)).shown[0].number == third.number
 
 
+async def test_listening_survives_an_error_that_nobody_expects(
+    pair: Two, own_database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a, b = pair
+    failures = iter([ValueError("a bug"), ValueError("a bug")])
+    catch_up = b._listening._catch_up
+
+    async def fail_twice(connection: Any) -> None:
+        for failure in failures:
+            raise failure
+        await catch_up(connection)
+
+    monkeypatch.setattr(b._listening, "_catch_up", fail_twice)
+    await execute(own_database, _TERMINATE_LISTENING.format(pid=b._listening.pid))
+    await until(lambda: not b.is_listening)
+    version = await publish(a, "m")
+    await until(lambda: b.is_listening)
+    await hears_of(b, version.number)
+
+
 _TERMINATE_LISTENING = "SELECT pg_terminate_backend({pid}, 10000)"
 
 

@@ -53,7 +53,7 @@ from cogment_model_registry.serving.health import Health
 from cogment_model_registry.settings import Settings, is_local
 from cogment_model_registry.system.machine import release_free_memory, tune_garbage_collection, tune_heap
 from cogment_model_registry.system.signals import Signals
-from cogment_model_registry.system.tasks import end
+from cogment_model_registry.system.tasks import end, surviving
 from cogment_model_registry.wire import audit as audit_messages
 from cogment_model_registry.wire import lifecycle as lifecycle_messages
 from cogment_model_registry.wire import messages
@@ -201,7 +201,7 @@ async def running(settings: Settings, open_backends: OpenBackends = open_backend
 
         health.set_serving(not _failure(backends, audit))
         background = [
-            asyncio.create_task(work)
+            asyncio.create_task(_logged(work))
             for work in (
                 _follow_health(health, backends, audit),
                 _release_memory(transfers, transient),
@@ -224,6 +224,12 @@ async def running(settings: Settings, open_backends: OpenBackends = open_backend
         yield Server(
             port, metrics_port, web.port if web else None, backends=backends, models=models, certificates=certificates
         )
+
+
+async def _logged(work: Coroutine[Any, Any, None]) -> None:
+    """Do work whose end nobody waits for before the stop, and log an error that nobody expects."""
+    with surviving(_log, "server"):
+        await work
 
 
 async def _stop_serving(

@@ -22,7 +22,7 @@ from cogment_model_registry.storage.bucket.shared import SharedBucketArchive
 from cogment_model_registry.storage.postgres.catalog import PostgresCatalog
 from cogment_model_registry.storage.postgres.leases import Lease
 from cogment_model_registry.storage.postgres.pending import Pending
-from cogment_model_registry.system.tasks import TaskSet, end
+from cogment_model_registry.system.tasks import TaskSet, end, surviving
 
 _log = structlog.stdlib.get_logger(__name__)
 
@@ -127,7 +127,7 @@ class Membership:
     async def _repeat(self, work: Callable[[], Awaitable[None]]) -> None:
         """Do some work again and again; what fails is done the next time."""
         while True:
-            with contextlib.suppress(ModelRegistryError):
+            with surviving(_log, "lease"), contextlib.suppress(ModelRegistryError):
                 await work()
             await asyncio.sleep(self._beat_seconds)
 

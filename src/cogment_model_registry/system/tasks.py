@@ -2,9 +2,11 @@
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Coroutine, Generator
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterator
 from time import monotonic
 from typing import Any, Generic, TypeVar
+
+import structlog
 
 _K = TypeVar("_K")
 _T = TypeVar("_T")
@@ -162,6 +164,20 @@ async def end(task: "asyncio.Task[None]") -> None:
     task.cancel()
     with contextlib.suppress(asyncio.CancelledError):
         await task
+
+
+@contextlib.contextmanager
+def surviving(log: structlog.stdlib.BoundLogger, work: str) -> Iterator[None]:
+    """Log an error that nobody expects, so that a loop goes on whose end nobody would notice.
+
+    Args:
+        log: Where it is logged.
+        work: What failed, for people.
+    """
+    try:
+        yield
+    except Exception:
+        log.exception("work in the background failed unexpectedly", work=work)
 
 
 class TaskSet:

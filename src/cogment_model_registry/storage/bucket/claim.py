@@ -31,7 +31,7 @@ from cogment_model_registry.errors import ModelRegistryError, StartError, Unavai
 from cogment_model_registry.storage.bucket import layout
 from cogment_model_registry.storage.bucket.objects import Objects
 from cogment_model_registry.storage.bucket.translation import ObjectExists
-from cogment_model_registry.system.tasks import end, wait_at_most
+from cogment_model_registry.system.tasks import end, surviving, wait_at_most
 
 _log = structlog.stdlib.get_logger(__name__)
 
@@ -187,7 +187,7 @@ class Claim:
             is_failing = bool(self.failure or self._objects.failure)
             pause = self._lease_seconds / _BEATS
             await asyncio.sleep(min(_RETRY_SECONDS, pause) if is_failing else pause)
-            with contextlib.suppress(ModelRegistryError):
+            with surviving(_log, "claim of the archive"), contextlib.suppress(ModelRegistryError):
                 await self.renew()
 
     async def _epochs(self) -> list[int]:

@@ -17,7 +17,7 @@ from cogment_model_registry.storage.postgres.core import Core
 from cogment_model_registry.storage.postgres.notes import Note, letter_of, text_in
 from cogment_model_registry.storage.postgres.schema import SCHEMA
 from cogment_model_registry.storage.postgres.translation import LOST, Connection, Record
-from cogment_model_registry.system.tasks import end
+from cogment_model_registry.system.tasks import end, surviving
 
 _log = structlog.stdlib.get_logger(__name__)
 
@@ -97,7 +97,8 @@ class Listening:
         while True:
             self.is_listening = True
             try:
-                await self._listen(connection)
+                with surviving(_log, "notifications"):
+                    await self._listen(connection)
             finally:
                 self.is_listening = False
                 connection.terminate()
@@ -119,19 +120,17 @@ class Listening:
     async def _reconnect(self) -> Connection:
         _log.warning("connection for notifications lost")
         while True:
-            try:
+            with surviving(_log, "notifications"), contextlib.suppress(asyncpg.PostgresError, *LOST):
                 connection = await self._connect()
                 try:
                     await self._catch_up(connection)
                 except BaseException:
                     connection.terminate()
                     raise
-            except (asyncpg.PostgresError, *LOST):
-                await asyncio.sleep(_AGAIN_SECONDS)
-                continue
-            self._over = [self._over_now, self._over_now]
-            _log.info("connection for notifications is back")
-            return connection
+                self._over = [self._over_now, self._over_now]
+                _log.info("connection for notifications is back")
+                return connection
+            await asyncio.sleep(_AGAIN_SECONDS)
 
     def _note_lost(self, _connection: object) -> None:
         self._lost.set()
