@@ -18,9 +18,10 @@ from typing import Any
 import pytest
 
 from cogment_model_registry import ModelRegistry, errors
-from cogment_model_registry.bridges.webhooks import verify
+from cogment_model_registry.bridges.webhooks import running, verify
 from cogment_model_registry.bridges.webhooks.configuration import Configuration, Hook
 from cogment_model_registry.bridges.webhooks.delivery import _Attempt
+from cogment_model_registry.bridges.webhooks.events import Events
 from cogment_model_registry.bridges.webhooks.signing import headers_of, key_of, keys_of
 from cogment_model_registry.bridges.webhooks.state import Post, State
 from tests.bridges.receivers import Received, Receiver, receiving
@@ -469,6 +470,18 @@ def test_a_state_counts_what_waits(tmp_path: Path) -> None:
         assert (state.waiting("one"), state.waiting("two"), state.waiting("three")) == (1, 1, 0)
     with contextlib.closing(State(tmp_path / "hooks.db")) as state:
         assert (state.waiting("one"), state.waiting_hooks()) == (1, ["one", "two"])
+
+
+def test_an_error_that_nobody_expects_while_looking_for_promotions_ends_the_process(
+    registry: ModelRegistry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: Events) -> None:
+        raise ValueError("a bug")
+
+    monkeypatch.setattr(Events, "look_for_promoted", fail)
+    config = configured(tmp_path, hook("http://127.0.0.1:9/", EVERYTHING), more="promotions_seconds = 0.1")
+    with pytest.raises(ValueError, match="a bug"):
+        running.run(registry, Configuration.read(config, {VARIABLE: SECRET}))
 
 
 def test_a_state_of_something_else_is_refused(tmp_path: Path) -> None:

@@ -120,10 +120,10 @@ def _promotions(configuration: Configuration, events: Events, failure: _Failure)
         while not is_stopped.wait(configuration.promotions_seconds):
             try:
                 events.look_for_promoted()
-            except PreconditionError as error:  # of the state
-                failure.take(error)
-                return
-            except ModelRegistryError as error:
+            except Exception as error:
+                if not isinstance(error, ModelRegistryError) or isinstance(error, PreconditionError):  # of the state
+                    failure.take(error)
+                    return
                 if not is_stopped.is_set():
                     _log.warning("looking for archived versions failed: %s", error)
 
