@@ -166,7 +166,7 @@ async def test_a_consumer_that_runs_nothing_is_behind_every_version(world: World
     [
         ({"consumer_id": "a/b"}, r'consumer_id "a/b" '),
         ({"consumer_id": ""}, "has 0 bytes"),
-        ({"version_number": -1}, "version_number -1 is none"),
+        ({"version_number": -1}, "version_number is -1"),
         ({"version_number": 0}, "it is active, but runs no version"),
         ({"ttl_seconds": 86_401}, "ttl_seconds 86401 must be from 1 to 86400, or 0 for 30"),
         ({"error": "é" * 513}, "error has 1026 bytes of UTF-8; at most 1024 are allowed"),
