@@ -228,7 +228,7 @@ async def running(settings: Settings, open_backends: OpenBackends = open_backend
 
 async def _logged(work: Coroutine[Any, Any, None]) -> None:
     """Do work whose end nobody waits for before the stop, and log an error that nobody expects."""
-    with surviving(_log, "server"):
+    with surviving(_log.exception, "server"):
         await work
 
 

@@ -127,7 +127,7 @@ class Membership:
     async def _repeat(self, work: Callable[[], Awaitable[None]]) -> None:
         """Do some work again and again; what fails is done the next time."""
         while True:
-            with surviving(_log, "lease"), contextlib.suppress(ModelRegistryError):
+            with surviving(_log.exception, "lease"), contextlib.suppress(ModelRegistryError):
                 await work()
             await asyncio.sleep(self._beat_seconds)
 

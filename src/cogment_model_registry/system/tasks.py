@@ -6,8 +6,6 @@ from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterator
 from time import monotonic
 from typing import Any, Generic, TypeVar
 
-import structlog
-
 _K = TypeVar("_K")
 _T = TypeVar("_T")
 
@@ -167,17 +165,17 @@ async def end(task: "asyncio.Task[None]") -> None:
 
 
 @contextlib.contextmanager
-def surviving(log: structlog.stdlib.BoundLogger, work: str) -> Iterator[None]:
+def surviving(log: Callable[..., object], work: str) -> Iterator[None]:
     """Log an error that nobody expects, so that a loop goes on whose end nobody would notice.
 
     Args:
-        log: Where it is logged.
+        log: Logs the error that is handled.
         work: What failed, for people.
     """
     try:
         yield
     except Exception:
-        log.exception("work in the background failed unexpectedly", work=work)
+        log("work in the background failed unexpectedly", work=work)
 
 
 class TaskSet:

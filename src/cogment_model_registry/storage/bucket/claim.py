@@ -187,7 +187,7 @@ class Claim:
             is_failing = bool(self.failure or self._objects.failure)
             pause = self._lease_seconds / _BEATS
             await asyncio.sleep(min(_RETRY_SECONDS, pause) if is_failing else pause)
-            with surviving(_log, "claim of the archive"), contextlib.suppress(ModelRegistryError):
+            with surviving(_log.exception, "claim of the archive"), contextlib.suppress(ModelRegistryError):
                 await self.renew()
 
     async def _epochs(self) -> list[int]:

@@ -97,7 +97,7 @@ class Listening:
         while True:
             self.is_listening = True
             try:
-                with surviving(_log, "notifications"):
+                with surviving(_log.exception, "notifications"):
                     await self._listen(connection)
             finally:
                 self.is_listening = False
@@ -120,7 +120,7 @@ class Listening:
     async def _reconnect(self) -> Connection:
         _log.warning("connection for notifications lost")
         while True:
-            with surviving(_log, "notifications"), contextlib.suppress(asyncpg.PostgresError, *LOST):
+            with surviving(_log.exception, "notifications"), contextlib.suppress(asyncpg.PostgresError, *LOST):
                 connection = await self._connect()
                 try:
                     await self._catch_up(connection)
