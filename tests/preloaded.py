@@ -213,9 +213,11 @@ def _begin(message: bytes, descriptors: list[int]) -> list[str]:
     os.environ.update(environment)
     os.chdir(cwd)
     os.umask(umask)
-    sys.stdin = os.fdopen(0, encoding=sys.stdin.encoding, errors=sys.stdin.errors, closefd=False)
-    sys.stdout = os.fdopen(1, "w", encoding=sys.stdout.encoding, errors=sys.stdout.errors, closefd=False)
-    sys.stderr = os.fdopen(2, "w", 1, encoding=sys.stderr.encoding, errors=sys.stderr.errors, closefd=False)
+    # As Python makes them: all have the encoding of standard input, the only one that this process has in any case.
+    encoding, errors = sys.stdin.encoding, sys.stdin.errors
+    sys.stdin = os.fdopen(0, encoding=encoding, errors=errors, closefd=False)
+    sys.stdout = os.fdopen(1, "w", encoding=encoding, errors=errors, closefd=False)
+    sys.stderr = os.fdopen(2, "w", 1, encoding=encoding, errors="backslashreplace", closefd=False)
     sys.argv = ["cogment", *words]
     return words  # type: ignore[no-any-return]
 
