@@ -48,5 +48,6 @@ def test_a_forked_server_has_its_own_files_and_ends_by_signals(tmp_path: Path) -
 def test_what_python_reads_at_its_start_takes_a_new_one() -> None:
     for name in ("LC_ALL", "PYTHONUTF8", "HOME"):
         assert preloaded({name: "changed"}) is None
-    with server_process(None, service="directory", environment={"PYTHONDONTWRITEBYTECODE": "2"}) as server:
+    variables = {"PYTHONDONTWRITEBYTECODE": "2"}
+    with server_process(None, "--persistence_file=", service="directory", environment=variables) as server:
         assert isinstance(server._process, subprocess.Popen)
