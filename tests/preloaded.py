@@ -171,8 +171,8 @@ class _Children:
                 os.close(ended)
 
 
-def _serve(control: socket.socket) -> list[str] | None:
-    """Fork for each request; return the arguments in the process that is forked, and None at the end in this one."""
+def _serve(control: socket.socket) -> bool:
+    """Fork for each request; return True in the process that is forked, and False at the end in this one."""
     news, writing = os.pipe()
     os.set_blocking(writing, False)
     signal.set_wakeup_fd(writing)
@@ -187,10 +187,11 @@ def _serve(control: socket.socket) -> list[str] | None:
             continue
         message, descriptors, *_ = socket.recv_fds(control, _MESSAGE_BYTES, 4)
         if not message:
-            return None
+            return False
         pid = os.fork()
         if not pid:
-            return _begin(message, descriptors)
+            _begin(message, descriptors)
+            return True
         *streams, ended = descriptors
         for descriptor in streams:
             os.close(descriptor)
@@ -198,8 +199,8 @@ def _serve(control: socket.socket) -> list[str] | None:
         control.send(str(pid).encode())
 
 
-def _begin(message: bytes, descriptors: list[int]) -> list[str]:
-    """Become the process that a message describes, and return its arguments."""
+def _begin(message: bytes, descriptors: list[int]) -> None:
+    """Become the process that a message describes."""
     words, environment, cwd, umask = json.loads(message)
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
@@ -219,23 +220,20 @@ def _begin(message: bytes, descriptors: list[int]) -> list[str]:
     sys.stdout = os.fdopen(1, "w", encoding=encoding, errors=errors, closefd=False)
     sys.stderr = os.fdopen(2, "w", 1, encoding=encoding, errors="backslashreplace", closefd=False)
     sys.argv = ["cogment", *words]
-    return words  # type: ignore[no-any-return]
 
 
-def main() -> int:
+def main() -> None:
     """Load the package, and fork."""
     os.environ["GRPC_VERBOSITY"] = "NONE"  # as a server sets it before it loads gRPC
     for name in _LOADED:
         importlib.import_module(name)
     assert threading.active_count() == 1, threading.enumerate()
     gc.freeze()
-    words = _serve(socket.socket(fileno=int(sys.argv[1])))
-    if words is None:
-        return 0
-    from cogment_model_registry.cli import main as cogment  # noqa: PLC0415
+    if _serve(socket.socket(fileno=int(sys.argv[1]))):
+        from cogment_model_registry.cli import program  # noqa: PLC0415
 
-    return cogment(words)
+        program()
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -6,6 +6,7 @@
 import os
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 import click
 
@@ -21,6 +22,7 @@ from cogment_model_registry.errors import (
     UnavailableError,
     shown,
 )
+from cogment_model_registry.system.ending import end_process
 
 _COMPLETION_VARIABLE = "_COGMENT_COMPLETE"
 """What a shell sets to ask for a completion; see click's documentation."""
@@ -83,6 +85,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     finally:
         _flush_output()
     return result if isinstance(result, int) else 0
+
+
+def program() -> NoReturn:
+    """Run the command line of this process, and end the process with its exit code."""
+    try:
+        code = main()
+    except SystemExit as end:
+        if not isinstance(end.code, int):
+            raise
+        code = end.code
+    end_process(code)
 
 
 def _flush_output() -> None:

@@ -15,6 +15,7 @@ import uvloop
 
 from cogment_model_registry.settings.web import RENEW, WebOptions
 from cogment_model_registry.system.certificates import CertificateError
+from cogment_model_registry.system.ending import end_process
 from cogment_model_registry.web.app import new_app
 from cogment_model_registry.web.serving import Encryption, allow_descriptors, new_server
 from cogment_model_registry.web.state import State
@@ -112,9 +113,7 @@ def main() -> None:
         allow_descriptors()
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(_serve(WebOptions.decoded(line)))
-    # Everything is closed; the shutdown of Python and gRPC would take most of the time of a stop.
-    sys.stdout.flush()
-    os._exit(0)
+    end_process(0)
 
 
 def _first_line() -> str:
