@@ -9,7 +9,8 @@ no new calls, watchers notified, transfers given their grace, numbers persisted,
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import Any, Protocol
+from functools import partial
+from typing import Any, Protocol, TypeAlias
 
 import grpc
 import grpc.aio
@@ -59,6 +60,9 @@ from cogment_model_registry.wire import lifecycle as lifecycle_messages
 from cogment_model_registry.wire import messages
 
 _log = structlog.stdlib.get_logger(__name__)
+
+_Work: TypeAlias = Callable[[], Coroutine[Any, Any, None]]
+"""Begins what is done in the background."""
 
 _HEALTH_SECONDS = 1.0
 """How often the archive is checked, and health with it."""
@@ -200,16 +204,13 @@ async def running(settings: Settings, open_backends: OpenBackends = open_backend
             local_socket.serve(LocalCalls(rules, uploads, metrics.observe_call, guard, limits))
 
         health.set_serving(not _failure(backends, audit))
-        background = [
-            asyncio.create_task(_logged(work))
-            for work in (
-                _follow_health(health, backends, audit),
-                _release_memory(transfers, transient),
-                consumers.run(),
-                identities.run(),
-                *_retaining(settings, retention, audit, sharing),
-            )
-        ]
+        background = _begun(
+            partial(_follow_health, health, backends, audit),
+            partial(_release_memory, transfers, transient),
+            consumers.run,
+            identities.run,
+            *_retaining(settings, retention, audit, sharing),
+        )
         registering = asyncio.create_task(registration.run()) if registration else None
 
         async def stop_calls() -> None:
@@ -226,10 +227,14 @@ async def running(settings: Settings, open_backends: OpenBackends = open_backend
         )
 
 
-async def _logged(work: Coroutine[Any, Any, None]) -> None:
-    """Do work whose end nobody waits for before the stop, and log an error that nobody expects."""
-    with surviving(_log.exception, "server"):
-        await work
+def _begun(*works: _Work) -> list[asyncio.Task[None]]:
+    """Begin work whose end nobody waits for before the stop; an error that nobody expects is logged."""
+
+    async def logged(work: _Work) -> None:
+        with surviving(_log.exception, "server"):
+            await work()  # a coroutine made before would be left unused by a stop that comes before the task begins
+
+    return [asyncio.create_task(logged(work)) for work in works]
 
 
 async def _stop_serving(
@@ -354,14 +359,14 @@ async def _access(
 
 def _retaining(
     settings: Settings, retention: RetentionWork, audit: AuditLog | None, sharing: Sharing | None
-) -> list[Coroutine[object, object, None]]:
+) -> list[_Work]:
     """Return the work that applies the rules of retention, if it is asked for; of several servers, one does it."""
 
     async def retain() -> None:
         with recording(_journal(audit, "retention")):
             await retention.run(settings.retention_seconds, sharing.is_leader if sharing else lambda: True)
 
-    return [retain()] if settings.retention_seconds and not settings.read_only else []
+    return [retain] if settings.retention_seconds and not settings.read_only else []
 
 
 def _caller_limits(settings: Settings, metrics: Metrics) -> CallerLimits | None:
