@@ -187,7 +187,7 @@ def preloaded(environment: dict[str, str]) -> Preloaded | None:
         return None
     with _starting:
         if not _preloaded:
-            _preloaded.append(Preloaded(clean_environment()))
+            _preloaded.append(Preloaded(_ENVIRONMENT))
     return _preloaded[0] if _preloaded[0].fits(environment) else None
 
 
@@ -211,6 +211,10 @@ def clean_environment() -> dict[str, str]:
     """
     environment = {name: value for name, value in os.environ.items() if not name.startswith("COGMENT_")}
     return {**environment, "PYTHONPATH": os.pathsep.join(filter(None, (WITHOUT_RICH, os.environ.get("PYTHONPATH"))))}
+
+
+_ENVIRONMENT = clean_environment()
+"""The environment before any test changes it."""
 
 
 @contextmanager

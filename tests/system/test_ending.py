@@ -60,3 +60,12 @@ def test_commands_end_so(command: list[str | Path], word: str, code: int, tmp_pa
     assert result.returncode == code
     assert "Python shuts down" not in result.stdout
     assert result.stdout or result.stderr
+
+
+def test_the_log_is_written_to_its_end() -> None:
+    program = (
+        "from cogment_model_registry.serving import logs; from cogment_model_registry.settings import Settings; "
+        "from cogment_model_registry.system.ending import end_process; import logging; "
+        "logs.configure(Settings()); [logging.info('line %d', each) for each in range(1000)]; end_process(0)"
+    )
+    assert "line 999" in run(program).stdout

@@ -16,6 +16,8 @@ def end_process(code: int) -> NoReturn:
     Args:
         code: The exit code.
     """
+    if "logging" in sys.modules:
+        sys.modules["logging"].shutdown()  # the log is written on a thread
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(AttributeError, OSError, ValueError):  # it is missing, full or closed
             stream.flush()
