@@ -4,7 +4,9 @@ import asyncio
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
+from sqlite3 import Connection
 
 import pytest
 from hypothesis import given, settings
@@ -24,6 +26,7 @@ from cogment_model_registry.testing.archive import remove
 from cogment_model_registry.testing.bytes import describe, keep, read
 from cogment_model_registry.testing.catalog import counted, publish
 from tests.storage.local_catalog import LocalCatalogSuite
+from tests.torture import full_disk
 
 
 def database_at(place: Path) -> Database:
@@ -74,6 +77,34 @@ async def test_a_crash_leaves_an_upload_complete_or_absent(tmp_path: Path, is_co
         assert await catalog.find_upload("id") == (FinishedUpload("digest", "m", 1) if is_committed else None)
         await catalog.close()
         await again.close()
+
+
+@pytest.mark.skipif(bool(full_disk.missing()), reason="only root may mount a file system")
+async def test_a_start_after_a_crash_needs_no_space(tmp_path: Path) -> None:
+    suite = TestLocalCatalog()
+    with full_disk.mounted(tmp_path / "disk", "size=4m") as disk:
+        async with suite.opened(disk) as catalog:
+            await suite.put_model(catalog, "m")
+            info = await suite.publish_archived(catalog, Annotations(), UploadRequest("id", "digest"))
+        database = database_at(disk)
+        await database.open()
+
+        def crash(connection: Connection) -> None:
+            requests.put(connection, info, UploadRequest("id", "digest", ("best",)), ())
+            requests.put(connection, replace(info, number=9), UploadRequest("unfinished", "digest"), ())
+
+        await database.change(crash)
+        await database.close()
+        ballast = full_disk.Ballast(disk)
+        ballast.leave(10)  # for the file of SQLite that readers share
+        async with suite.opened(disk) as catalog:
+            ballast.leave_nothing()
+            assert await catalog.find_upload("unfinished") is None
+            with pytest.raises(TooLargeError):
+                await catalog.find_upload("id")
+            ballast.give_back()
+            assert await catalog.find_upload("id") == FinishedUpload("digest", "m", info.number)
+            assert [alias.name for alias in await catalog.get_aliases("m")] == ["best"]
 
 
 async def test_the_upload_of_a_deleted_version_is_known_after_a_restart(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from sqlite3 import Connection
 
 import structlog
 
-from cogment_model_registry.errors import ModelRegistryError
+from cogment_model_registry.errors import ModelRegistryError, TooLargeError
 from cogment_model_registry.records.lifecycle import Alias, AliasChange, AnnotationChange, Annotations, Version
 from cogment_model_registry.records.retention import NO_SHARE, ModelAnnotations, ModelChange
 from cogment_model_registry.records.uploads import UploadRequest
@@ -245,13 +245,17 @@ class VersionIndex:
     async def finished_uploads(self) -> list[tuple[str, requests.Entry]]:
         """Return the uploads of archived versions that exist with their ids, oldest first; called once, at the start.
 
-        Aliases that a crash kept from being set are set.
+        Aliases that a crash kept from being set are set, and what it left of other uploads is removed. Where no space
+        is left for that, a start needs none: the next one does it, or the repeated upload.
         """
-        await self._database.change(requests.drop_unfinished)
         found = await self._database.read(requests.finished)
-        for request_id, entry in found:
-            if entry.pending:
-                await self.finish_upload(request_id, entry, time.time_ns())
+        try:
+            await self._database.change(requests.drop_unfinished)
+            for request_id, entry in found:
+                if entry.pending:
+                    await self.finish_upload(request_id, entry, time.time_ns())
+        except TooLargeError as error:
+            _log.warning("uploads that a crash interrupted not completed", reason=error.message)
         return found
 
     async def finish_upload(self, request_id: str, entry: requests.Entry, now_ns: int) -> None:

@@ -72,6 +72,12 @@ class RequestLog:
 
 # Operations on the database.
 
+_UNFINISHED = (
+    "number > 0 AND NOT EXISTS (SELECT 1 FROM versions v JOIN models m USING (model)"
+    " WHERE m.model_id = requests.model_id AND v.number = requests.number)"
+)
+"""The condition of uploads whose version does not exist: a crash came first."""
+
 
 def put(connection: Connection, info: VersionInfo, request: UploadRequest, forgotten: Iterable[str]) -> None:
     """Add the upload of a version that is about to exist, and remove those that were forgotten."""
@@ -93,11 +99,8 @@ def mark_gone(connection: Connection, model_id: str, number: int | None = None) 
 
 
 def drop_unfinished(connection: Connection) -> None:
-    """Remove uploads whose version does not exist: a crash came first."""
-    connection.execute(
-        "DELETE FROM requests WHERE number > 0 AND NOT EXISTS (SELECT 1 FROM versions v JOIN models m USING (model)"
-        " WHERE m.model_id = requests.model_id AND v.number = requests.number)"
-    )
+    """Remove uploads whose version does not exist."""
+    connection.execute(f"DELETE FROM requests WHERE {_UNFINISHED}")  # noqa: S608 - ours
 
 
 def restore(connection: Connection, uploads: Iterable[tuple[str, Entry]]) -> None:
@@ -111,11 +114,19 @@ def restore(connection: Connection, uploads: Iterable[tuple[str, Entry]]) -> Non
     )
 
 
+def uploads(connection: Connection) -> list[tuple[str, Entry]]:
+    """Return all uploads in a database with their ids, oldest first; they have no lives."""
+    return _selected(connection, "TRUE")
+
+
 def finished(connection: Connection) -> list[tuple[str, Entry]]:
-    """Return the uploads in a database with their ids, oldest first; they have no lives."""
-    rows = connection.execute(
-        "SELECT request_id, digest, model_id, number, finished, pending FROM requests ORDER BY finished"
-    )
+    """Return the uploads whose version exists, or was deleted, with their ids, oldest first; they have no lives."""
+    return _selected(connection, f"NOT ({_UNFINISHED})")
+
+
+def _selected(connection: Connection, condition: str) -> list[tuple[str, Entry]]:
+    columns = "request_id, digest, model_id, number, finished, pending"
+    rows = connection.execute(f"SELECT {columns} FROM requests WHERE {condition} ORDER BY finished")  # noqa: S608 - ours
     return [
         (request_id, Entry(digest, model_id, 0, number, time_ + TIME_OFFSET, tuple(json.loads(pending))))
         for request_id, digest, model_id, number, time_, pending in rows

@@ -144,7 +144,7 @@ class _CatalogRepair:
             with opened_snapshot(self._database, lambda: False, is_salvage=True) as old:
                 notes = read_notes(old, on_loss=damaged.add) if old is not None else {}
                 try:
-                    self._uploads = requests.finished(old) if old is not None else []
+                    self._uploads = requests.uploads(old) if old is not None else []
                 except Error:
                     damaged.add("requests")
                 try:
