@@ -367,7 +367,42 @@ async def test_readers_go_on_alone_when_the_room_is_gone_in_the_middle(executor:
 # Copies.
 
 
-async def test_a_copy_is_evicted_like_others_and_nobody_is_notified(executor: ThreadPoolExecutor) -> None:
+@pytest.mark.parametrize("bound", ["items", "bytes"])
+async def test_copies_are_evicted_before_versions_that_no_other_server_has(
+    executor: ThreadPoolExecutor, bound: str
+) -> None:
+    data = Random(2).randbytes(SLAB_BYTES)
+    limits = {"max_items": 4} if bound == "items" else {"max_bytes": 4 * SLAB_BYTES}
+    relaying = Relaying(executor, **limits)
+    evictions = Evictions(relaying.store)
+    relaying.add(ScriptedPeer(data))
+    async with relaying.store:
+        own = [describe(model_id, number, data, False) for model_id in ("m", "other") for number in (20, 21)]
+        for info in own[:3]:
+            await keep(relaying.store, info, data)
+        for number in range(1, 7):
+            assert await read(relaying.store, describe("m", number, data, False)) == data
+        await keep(relaying.store, own[3], data)
+        assert evictions.take() == []
+        for info in own:
+            assert await read(relaying.store, info) == data
+
+
+async def test_a_copy_that_became_its_own_is_evicted_like_others(executor: ThreadPoolExecutor) -> None:
+    relaying = Relaying(executor, max_items=3)
+    evictions = Evictions(relaying.store)
+    relaying.add(ScriptedPeer(DATA))
+    async with relaying.store:
+        own = [describe("m", number, DATA, False) for number in (2, 3, 4)]
+        await keep(relaying.store, own[0], DATA)
+        await relaying.store.fetch(INFO)
+        await keep(relaying.store, own[1], DATA)
+        await keep(relaying.store, own[2], DATA)
+        assert evictions.take() == [("m", 2)]
+        assert await read(relaying.store, INFO) == DATA
+
+
+async def test_nobody_is_notified_when_a_copy_is_evicted(executor: ThreadPoolExecutor) -> None:
     relaying = Relaying(executor, max_items=2)
     evictions = Evictions(relaying.store)
     relaying.add(ScriptedPeer(DATA))

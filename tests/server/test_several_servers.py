@@ -14,8 +14,11 @@ import pytest
 from cogment_model_registry import RetentionRule, TransientShare, errors
 from cogment_model_registry.aio import ModelRegistry
 from cogment_model_registry.records.access import Grant, identity_of, parse_scopes
+from cogment_model_registry.server import replicas
+from cogment_model_registry.server.replicas import Replicas
 from cogment_model_registry.storage.postgres.grants import opened_grants
 from cogment_model_registry.storage.postgres.leases import Lease, Leases
+from cogment_model_registry.storage.postgres.schema import SCHEMA
 from cogment_model_registry.wire import lifecycle
 from tests.client import connected
 from tests.object_store import BUCKET, object_server
@@ -323,6 +326,35 @@ def test_with_two_replicas_a_published_version_outlives_its_server(database: str
                     await other.publish("m", b"alone")
 
     asyncio.run(run())
+
+
+@pytest.mark.parametrize("is_silent", [True, False], ids=["silent", "full"])
+async def test_a_server_that_takes_no_copies_is_replaced_by_another_one(
+    database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_silent: bool
+) -> None:
+    async with several(settings_of(database, tmp_path, transient_replicas=2), 3) as (a, b, _):
+        [row] = await execute(database, f"SELECT max(server) AS server FROM {SCHEMA}.servers")
+        take, fetch = Replicas._take, Replicas._fetch
+
+        def is_it(each: Replicas) -> bool:
+            return bool(each._shared.catalog.leases.server == row["server"])
+
+        async def take_nothing(each: Replicas, key: tuple[str, int], owner: int) -> None:
+            if not (is_silent and is_it(each)):
+                await take(each, key, owner)
+
+        async def fetch_nothing(each: Replicas, key: tuple[str, int]) -> None:
+            if is_it(each):
+                raise errors.TooLargeError("no space is left")
+            await fetch(each, key)
+
+        monkeypatch.setattr(Replicas, "_take", take_nothing)
+        monkeypatch.setattr(Replicas, "_fetch", fetch_nothing)
+        monkeypatch.setattr(replicas, "_SECONDS", PATIENCE_SECONDS)
+        monkeypatch.setattr(replicas, "_SILENT_SECONDS", 0.1)
+        for number in range(1, 9):
+            assert (await a.publish("m", DATA, timeout=PATIENCE_SECONDS)).number == number
+            assert await b.retrieve("m", number) == DATA
 
 
 async def test_a_crash_of_the_database_loses_no_version_and_no_number(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import socket
 from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack
 from dataclasses import replace
 from typing import Any
 
@@ -315,6 +316,38 @@ async def test_a_role_that_may_not_create_tables_is_a_start_error(
             await PostgresCatalog(postgres.url(name, f"{name}_reader")).open()
     finally:
         await execute(empty_database, f"DROP ROLE {name}_reader")
+
+
+async def test_a_database_without_connections_left_is_not_away(postgres: PostgresServer, empty_database: str) -> None:
+    """Then nothing outdated is read, and what has its connection goes on: above all the lease."""
+    name = empty_database.rpartition("/")[2]
+    role = f"{name}_limited"
+    await execute(empty_database, f"CREATE ROLE {role} LOGIN")
+    try:
+        await execute(empty_database, f"ALTER DATABASE {name} OWNER TO {role}")
+        async with (
+            opened(postgres.url(name, role)) as catalog,
+            opened(empty_database) as other,
+            AsyncExitStack() as held,
+        ):
+            await write_model(catalog, "m")
+            info = await publish(catalog, "m")
+            assert await catalog.get_versions("m", [-1]) == [info]
+            assert await catalog.leases.beat()
+            await execute(empty_database, f"ALTER ROLE {role} CONNECTION LIMIT 1")
+            pools: Any = catalog._connections
+            await held.enter_async_context(pools.reading())
+            await publish(other, "m")
+            with pytest.raises(UnavailableError, match="raise max_connections of PostgreSQL"):
+                await catalog.get_versions("m", [-1])
+            assert not catalog.failure
+            assert await catalog.leases.beat()
+            await held.aclose()
+            [newest] = await catalog.get_versions("m", [-1])
+            assert newest.number == info.number + 1
+    finally:
+        await execute(empty_database, f"REASSIGN OWNED BY {role} TO CURRENT_USER")
+        await execute(empty_database, f"DROP ROLE {role}")
 
 
 async def test_a_closed_catalog_is_not_available(empty_database: str) -> None:

@@ -207,7 +207,7 @@ class Relay:
     async def _receive(self) -> None:
         """Receive the version, again while servers are left when bytes turn out to be wrong."""
         while True:
-            upload = await self._local.open_upload(self.info.model_id, self.info.data_size_bytes)
+            upload = await self._local.open_upload(self.info.model_id, self.info.data_size_bytes, is_copy=True)
             self._arrival = arrival = Arrival(upload, self.info.data_size_bytes)
             for reader in self._readers:
                 reader.attach(arrival)

@@ -1,8 +1,8 @@
 """The transient store of one of several servers: its own memory, and that of the others.
 
 A version that is not in this memory is relayed from a server that holds it: once, however many read it here, and to
-them while it arrives. Then it is in this memory too, and is evicted like others. Such a copy makes this server no
-holder: the catalog alone says who holds what, and nobody is notified when a copy is evicted.
+them while it arrives. Then it is in this memory too, and is evicted before the versions that this server holds. Such a
+copy makes this server no holder: the catalog alone says who holds what, and nobody is notified when a copy is evicted.
 """
 
 import asyncio
@@ -142,6 +142,7 @@ class RelayingStore(TransientStore, RelayListener):
         except BaseException:
             self._copies[key] = info
             raise
+        self._local.note_own(info)
 
     # What concerns copies, and relays under way.
 

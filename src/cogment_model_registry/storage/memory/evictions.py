@@ -4,6 +4,8 @@ The versions of a model are a line, least recently used first. Of all lines, the
 (versions, or bytes) gives up a version first, so that what is left approaches fair shares; lines within their reserve
 come later, and newest versions last. A single line is evicted as it is used: least recently used first.
 
+A copy of a version that another server has goes before what this server alone may have: it can be read again there.
+
 Lines wait in queues by their rank. Reading a version only raises the rank of its line, which is noticed when the line
 gets to the front of its queue; what lowers a rank must be noted.
 """
@@ -12,7 +14,7 @@ import heapq
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from itertools import count
+from itertools import chain, count
 from typing import Literal, TypeAlias
 
 from cogment_model_registry.records.retention import NO_SHARE, TransientShare
@@ -22,8 +24,9 @@ from cogment_model_registry.system.sealed_memory import SealedMemory, UnsealedMe
 Bound: TypeAlias = Literal["items", "bytes"]
 """What is scarce."""
 
-_Rank: TypeAlias = tuple[bool, int, int]
-"""Whether the line is within its reserve, how much it has (negative), and when its version was used last."""
+_Rank: TypeAlias = tuple[bool, bool, int, int]
+"""Whether the line is within its reserve, whether its version is no copy, how much it has (negative), and when its
+version was used last."""
 
 
 @dataclass(eq=False, slots=True)
@@ -32,7 +35,7 @@ class Blob:
 
     A version that was handed over, or came that way, lies in `sealed` memory, of which the slabs are views; one that is
     expected to be handed over comes into `unsealed` memory. `used` grows with each use; `readers` read it, and `holds`
-    keep it from eviction.
+    keep it from eviction. `is_copy` says that another server has it, too.
     """
 
     slabs: list[memoryview] = field(default_factory=list)
@@ -45,6 +48,7 @@ class Blob:
     readers: int = 0
     holds: int = 0
     is_gone: bool = False
+    is_copy: bool = False
     info: VersionInfo | None = None
 
     @property
@@ -66,7 +70,7 @@ class Blob:
 
 @dataclass(eq=False, slots=True)
 class Line:
-    """The versions of one model, least recently used first.
+    """The versions of one model, least recently used first; `copies` are those that other servers have, too.
 
     `newest` is the number of the newest version of the model, which another store may have. `upload_bytes` are those of
     its uploads, `version_bytes` those of its versions.
@@ -74,6 +78,7 @@ class Line:
 
     model_id: str
     blobs: OrderedDict[int, Blob] = field(default_factory=OrderedDict)
+    copies: OrderedDict[int, Blob] = field(default_factory=OrderedDict)
     newest: int = 0
     version_bytes: int = 0
     upload_bytes: int = 0
@@ -95,6 +100,8 @@ class Line:
     def add(self, number: int, blob: Blob) -> None:
         """Add a version that an upload has written."""
         self.blobs[number] = blob
+        if blob.is_copy:
+            self.copies[number] = blob
         self.newest = max(self.newest, number)
         self.upload_bytes -= blob.size_bytes
         self.version_bytes += blob.size_bytes
@@ -102,14 +109,27 @@ class Line:
     def take(self, number: int) -> Blob:
         """Take a version out; the newest one that is left takes its place if it was the newest."""
         blob = self.blobs.pop(number)
+        self.copies.pop(number, None)
         self.version_bytes -= blob.size_bytes
         if self.newest == number:
             self.newest = max(self.blobs, default=0)
         return blob
 
+    def use(self, number: int) -> None:
+        """Make a version the one that was used last."""
+        self.blobs.move_to_end(number)
+        if number in self.copies:
+            self.copies.move_to_end(number)
+
+    def own(self, number: int) -> None:
+        """Treat a version as no copy from now on."""
+        blob = self.copies.pop(number, None)
+        if blob is not None:
+            blob.is_copy = False
+
     def oldest(self, *, pinned_too: bool = False) -> int | None:
         """Return the number of the version that is evicted first, the newest one excepted."""
-        for number, blob in self.blobs.items():
+        for number, blob in chain(self.copies.items(), self.blobs.items()):
             if number < self.newest and not blob.holds and (pinned_too or not blob.readers):
                 return number
         return None
@@ -240,7 +260,7 @@ class Lines:
     def _pinned_victim(self) -> tuple[Line, int] | None:
         """Return the version that goes first when all of them are being read."""
         candidates = [
-            ((number >= line.newest, blob.used), line, number)
+            ((number >= line.newest, not blob.is_copy, blob.used), line, number)
             for line in self._lines.values()
             for number, blob in line.blobs.items()
             if not blob.holds
@@ -255,7 +275,8 @@ def _rank(line: Line, amount: int) -> _Rank | None:
     number = line.oldest()
     if number is None:
         return None
-    return (line.share is not NO_SHARE and line.is_reserved, -amount, line.blobs[number].used)
+    blob = line.blobs[number]
+    return (line.share is not NO_SHARE and line.is_reserved, not blob.is_copy, -amount, blob.used)
 
 
 def _rank_by_items(line: Line) -> _Rank | None:
@@ -268,4 +289,7 @@ def _rank_by_bytes(line: Line) -> _Rank | None:
 
 def _rank_last(line: Line) -> _Rank | None:
     number = line.last()
-    return None if number is None else (line.is_reserved, 0, line.blobs[number].used)
+    if number is None:
+        return None
+    blob = line.blobs[number]
+    return (line.is_reserved, not blob.is_copy, 0, blob.used)

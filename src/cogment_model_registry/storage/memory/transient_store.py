@@ -78,7 +78,15 @@ class MemoryTransientStore(TransientStore):
     def _unevictable_bytes(self) -> int:
         return self._pinned_bytes + self._uploaded_bytes + self._promised_bytes
 
-    async def open_upload(self, model_id: str, size_bytes: int) -> "MemoryUpload":
+    async def open_upload(self, model_id: str, size_bytes: int, *, is_copy: bool = False) -> "MemoryUpload":
+        """Begin to receive a version; see `TransientStore`.
+
+        Args:
+            model_id: The model.
+            size_bytes: The size of the version.
+            is_copy: Whether another server has the version, too; then it is evicted before those of which it is not
+                known, until `note_own`.
+        """
         available = self._max_bytes - self._unevictable_bytes
         if size_bytes > available:
             message = (
@@ -91,7 +99,7 @@ class MemoryTransientStore(TransientStore):
             message += "; raise cache_max_bytes, or store an archived version"
             raise TooLargeError(message, model_id=model_id)
         self._promised_bytes += size_bytes
-        return MemoryUpload(self, model_id, size_bytes)
+        return MemoryUpload(self, model_id, size_bytes, is_copy=is_copy)
 
     async def open_version(self, info: VersionInfo) -> Reader:
         line, blob = self._find(info)
@@ -110,7 +118,7 @@ class MemoryTransientStore(TransientStore):
 
     def _reading(self, line: Line, number: int, blob: Blob) -> Reader:
         """Return a reader of a version, which counts as a use of it."""
-        line.blobs.move_to_end(number)
+        line.use(number)
         self._lines.use(blob)
         if not blob.readers and not blob.is_held:
             self._pinned_bytes += blob.size_bytes
@@ -147,6 +155,12 @@ class MemoryTransientStore(TransientStore):
         blob.holds += change
         self._pinned_bytes += blob.pinned_bytes - pinned_before
         self._kept_bytes += (blob.is_held - was_held) * blob.size_bytes
+
+    def note_own(self, info: VersionInfo) -> None:
+        """Evict a version like those that were published here from now on, and not like a copy."""
+        line, blob = self._find(info)
+        if line is not None and blob is not None:
+            line.own(info.number)
 
     def note_newest(self, model_id: str, number: int) -> None:
         # Whatever a model without a line gets later is newer still.
@@ -354,11 +368,11 @@ _NO_SPACE = memoryview(b"")
 class MemoryUpload(Upload):
     """Copies into slabs, or parts of memory that will be sealed, and hashes each as soon as it is full."""
 
-    def __init__(self, store: MemoryTransientStore, model_id: str, size_bytes: int) -> None:
+    def __init__(self, store: MemoryTransientStore, model_id: str, size_bytes: int, *, is_copy: bool = False) -> None:
         self._store = store
         self._model_id = model_id
         self._declared_bytes = size_bytes
-        self._blob: Blob | None = Blob()
+        self._blob: Blob | None = Blob(is_copy=is_copy)
         self._space = _NO_SPACE  # what is left of the last slab, or of the rest
         self._hash = PayloadHash()
         self._hashed_slabs = 0

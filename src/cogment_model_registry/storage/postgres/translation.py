@@ -65,7 +65,6 @@ LOST = (
     asyncpg.CannotConnectNowError,
     asyncpg.IdleInTransactionSessionTimeoutError,
     asyncpg.IdleSessionTimeoutError,
-    asyncpg.TooManyConnectionsError,
     asyncpg.ReadOnlySQLTransactionError,  # a server that has become a standby
     asyncpg.InternalClientError,
     OSError,
@@ -93,6 +92,9 @@ def meaning(error: BaseException) -> ModelRegistryError:
     """Return what an error of PostgreSQL means."""
     if isinstance(error, LOST):
         return CatalogAwayError("the catalog is not available: its database does not answer")
+    if isinstance(error, asyncpg.TooManyConnectionsError):  # it answers on those that there are
+        message = "the database of the catalog has no connection left; raise max_connections of PostgreSQL"
+        return OutOfServiceError(message)
     if isinstance(error, asyncpg.DiskFullError):
         return TooLargeError("the catalog has no space left")
     if isinstance(error, asyncpg.LockNotAvailableError):
