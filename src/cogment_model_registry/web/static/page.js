@@ -229,7 +229,7 @@ function drawCurve(box, name, versions, values, address) {
   const axis = { stroke: () => colour("--quiet"), grid: { stroke: () => colour("--line"), width: 1 }, ticks: { show: false }, font: "11px system-ui" };
   const exponent = exponentOf(values);
   const drawn = exponent ? values.map((value) => (value === null ? null : scaled(value, exponent))) : values;
-  const valueAxis = exponent ? { ...axis, size: 66, values: (_, at) => at.map((v) => tickText(v, exponent)) } : { ...axis, size: 52 };
+  const valueAxis = exponent ? { ...axis, size: 66, values: (_, at) => at.map((v) => tickText(v, exponent)) } : { ...axis, size: 52, values: (_, at) => at.map(metricText) };
   const chart = new uPlot({
     width: figure.clientWidth, height: 150, legend: { show: false }, cursor: { y: false, points: { size: 7 } },
     scales: { x: { time: false } },
