@@ -524,6 +524,25 @@ def test_metrics_that_one_version_lacks_have_no_change() -> None:
     second = Version("m", 2, 0, True, "", 1, metrics={"a": 3.0, "z": 1.0})
     lines = [(line.name, line.first, line.second, line.change) for line in metric_lines(first, second)]
     assert lines == [("a", "2", "3", "+1 (+50.0%)"), ("b", "1", "", ""), ("z", "0", "1", "+1")]
+    assert [line.change for line in metric_lines(first, first)] == ["", "", ""]
+
+
+def test_addresses_that_people_shorten_or_guess_lead_to_pages(http: Http, registry: ModelRegistry) -> None:
+    registry.store("walker", b"1", alias="production")
+    registry.store("walker", b"2")
+    for address, target in (
+        ("/models", "/"),
+        ("/models/walker/versions", "/models/walker#versions"),
+        ("/models/walker/versions/latest", "/models/walker/versions/2"),
+        ("/models/walker/versions/-2", "/models/walker/versions/1"),
+        ("/models/walker/versions/production", "/models/walker/versions/1"),
+    ):
+        answer = http.get(address, PAGE)
+        assert (answer.status, answer.headers["location"]) == (HTTPStatus.SEE_OTHER, target)
+    assert (
+        'href="/models/walker/aliases/production/data" download'
+        in http.get("/models/walker/aliases/production", PAGE).text
+    )
 
 
 def test_tensors_that_cannot_be_compared_are_shown_first(http: Http, registry: ModelRegistry) -> None:

@@ -729,6 +729,9 @@ async def test_tables_fit_and_links_can_be_tapped(browser: Any, tmp_path: Path, 
                 widths = """[...document.querySelectorAll('main, .scroll, section')]
                     .map((each) => each.scrollWidth - each.clientWidth)"""
                 assert not any(await visit.page.evaluate(widths)), path
+                broken = """[...document.querySelectorAll('td .chip.alias, th .chip.alias')]
+                    .some((each) => each.textContent.length < 13 && each.offsetHeight > 36)"""
+                assert not await visit.page.evaluate(broken), path
                 low = """[...document.querySelectorAll('a, button, input, select, summary')]
                     .filter((each) => each.checkVisibility() && !each.matches('.skip'))
                     .map((each) => [each.getBoundingClientRect().height, each.textContent])

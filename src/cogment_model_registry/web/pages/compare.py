@@ -176,7 +176,7 @@ def metric_lines(first: Version, second: Version) -> Sequence[Line]:
     for name in sorted({*first.metrics, *second.metrics}):
         ours, theirs = first.metrics.get(name), second.metrics.get(name)
         texts = ["" if value is None else f"{value:.6g}" for value in (ours, theirs)]
-        change = "" if ours is None or theirs is None else f"{theirs - ours:+.4g}"
+        change = "" if ours is None or theirs is None or ours == theirs else f"{theirs - ours:+.4g}"
         if ours and change and theirs is not None:
             change += f" ({(theirs - ours) / abs(ours):+.1%})"
         lines.append(Line(name, texts[0], texts[1], change))
