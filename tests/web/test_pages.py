@@ -756,6 +756,21 @@ async def test_the_ticks_of_a_curve_differ(visit: Visit, registry: ModelRegistry
     assert "0" not in await visit.page.evaluate("window.drawn")
 
 
+async def test_a_metric_that_few_versions_have_is_drawn_as_points(visit: Visit, registry: ModelRegistry) -> None:
+    for step in range(70):
+        registry.publish(
+            "walker", b"%d" % step, metrics={"loss": 1 / (step + 1), **({"score": 1.0} if step == 9 else {})}
+        )
+    await visit.page.add_init_script(
+        """window.arcs = 0;
+        const arc = Path2D.prototype.arc;
+        Path2D.prototype.arc = function (...place) { window.arcs += 1; return arc.call(this, ...place); };"""
+    )
+    await visit.open("/models/walker")
+    await visit.wait_for("window.arcs > 0")
+    assert await visit.page.evaluate("window.arcs") < 20  # the score alone, not the line of the loss
+
+
 async def test_very_many_tags_do_not_make_long_pages(visit: Visit, registry: ModelRegistry) -> None:
     many = {f"tag-{number:05}": "x" * 200 for number in range(1000)}
     numbers = {f"metric-{number:05}": float(number) for number in range(1000)}

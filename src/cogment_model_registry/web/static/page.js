@@ -234,7 +234,7 @@ function drawCurve(box, name, versions, values, address) {
     width: figure.clientWidth, height: 150, legend: { show: false }, cursor: { y: false, points: { size: 7 } },
     scales: { x: { time: false } },
     axes: [{ ...axis, size: 24, values: (_, at) => at.map((v) => (Number.isInteger(v) ? String(v) : "")) }, valueAxis],
-    series: [{}, { stroke: () => colour("--accent"), width: 1.5, spanGaps: true, points: { show: versions.length < 60, size: 4 } }],
+    series: [{}, { stroke: () => colour("--accent"), width: 1.5, spanGaps: true, points: { show: values.filter((value) => value !== null).length < 60, size: 4 } }],
     hooks: { setCursor: [(u) => {
       const at = u.cursor.idx;
       const has = at !== null && at !== undefined && values[at] !== null && values[at] !== undefined;
