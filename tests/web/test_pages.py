@@ -594,6 +594,9 @@ async def test_with_tokens_people_log_in_and_see_what_they_may_do(browser: Any, 
             await visit.open("/models/walker/versions/4/delete")
             assert "You need the scope delete." in await visit.text("main")
             await visit.page.get_by_text("visitor").click()
+            await visit.page.set_viewport_size({"width": 375, "height": 800})
+            box = await visit.page.locator(".menu .card").bounding_box()
+            assert 0 <= box["x"] < box["x"] + box["width"] <= 375
             assert await visit.page.locator(".scopes code").all_inner_texts() == ["read"]
             await visit.follow(visit.page.get_by_role("button", name="Log out"))
             await visit.page.get_by_label("Token").fill(admin)
