@@ -495,6 +495,10 @@ def test_a_state_in_a_directory_that_does_not_exist_is_refused(tmp_path: Path) -
         State(tmp_path / "missing" / "hooks.db")
 
 
+def _with_secret_file(name: str) -> str:
+    return hook("https://x/", "alias.moved").replace(f'secret_variable = "{VARIABLE}"', f'secret_file = "{name}"')
+
+
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
@@ -519,6 +523,8 @@ def test_a_state_in_a_directory_that_does_not_exist_is_refused(tmp_path: Path) -
         (hook("https://x/", "alias.moved", name="a b"), "the name"),
         (hook("https://x/", "alias.moved").replace(VARIABLE, "NOTHING"), '"NOTHING" with the secret .* is not set'),
         (hook("https://x/", "alias.moved", 'secret_file = "x"'), "either secret_file or secret_variable"),
+        (_with_secret_file("missing"), 'secret_file "missing" of hook "one" cannot be read: No such file or directory'),
+        (_with_secret_file("a\\u0000"), "cannot be read: embedded null"),
         (hook("https://x/", "alias.moved").replace(VARIABLE, "SHORT"), "has 6 bytes; it must have 24"),
         (hook("https://x/", "alias.moved").replace(VARIABLE, "BROKEN"), "is not base64"),
         (hook("https://x/", "alias.moved").replace(VARIABLE, "OTHER_SCRIPT"), "is not base64"),

@@ -91,6 +91,12 @@ def test_aliases_and_holds_keep_versions_and_each_verdict_has_its_reason() -> No
         (5, True, f"rule 1 keeps the last 1, and this is number 2; {objection}"),
         (6, False, "newest version"),
     ]
+    both = RetentionRule(keep_last=1, keep_best=1, metric="return", keep_every=10)
+    assert verdicts([both], [version(1), version(2)], {})[0].reason == (
+        'rule 1 keeps the last 1, and this is number 2, or the best 1 by "return", and this has no such metric, '
+        "or multiples of 10"
+    )
+    assert str(both) == 'of all versions, keep the last 1, the 1 with the highest "return" and multiples of 10'
     [first, last] = verdicts([RetentionRule(filter="version_number > 1", keep_last=1)], [version(1), version(2)])
     assert (first.reason, last.reason) == ("no rule is about it", "newest version")
 

@@ -223,7 +223,53 @@ def test_malformed_requests_are_problems(
 def test_an_address_or_a_method_that_does_not_exist_says_what_does(http: Http) -> None:
     assert "/api/v1/openapi.json" in http.ask("GET", "/api/v2/models", None, {}).text
     answer = http.ask("POST", MODEL, None, {})
-    assert f"POST is not possible at this address; {answer.headers['allow']} is" in answer.text
+    assert answer.headers["allow"] == "DELETE, GET, HEAD, PATCH, PUT"
+    assert "POST is not possible at this address; possible are DELETE, GET, HEAD, PATCH, PUT" in answer.text
+    page = http.ask("POST", "/models/policy", None, {"Accept": "text/html"})
+    assert (page.status, page.headers["allow"]) == (HTTPStatus.METHOD_NOT_ALLOWED, "GET, HEAD")
+    assert "possible are GET, HEAD" in page.text
+
+
+def test_what_is_wrong_with_a_value_is_said(http: Http, registry: ModelRegistry) -> None:
+    registry.publish("policy", b"1", metrics={"return": 1.0})
+    version, alias = f"{MODEL}/versions/1", f"{MODEL}/aliases/best"
+    cases: tuple[tuple[tuple[str, str, object], int, str], ...] = (
+        (("PATCH", version, {"metrics": {"return": True}}), 400, 'metrics.return is "True"; it must be a number'),
+        (("PUT", alias, {"version": 1.5}), 400, 'version is "1.5"; it must be the number of a version'),
+        (("PUT", alias, {"version": 2**40}), 400, f'version is "{2**40}"; it must be the number of a version'),
+        (("PUT", alias, {}), 400, "the body must have the field version"),
+        (("GET", f"{MODEL}/versions/{'9' * 40}", None), 404, f'model "policy" has no version {"9" * 40}'),
+        (("GET", f"/models/policy/versions/-{'9' * 40}/data", None), 404, 'model "policy" has no version -9999'),
+        (("PATCH", version, b'{"tags": {}'), 400, "the body is not JSON, at line 1 column 12"),
+    )
+    for (method, path, body), status, said in cases:
+        answer = http.ask(method, path, body, JSON if isinstance(body, bytes) else None)
+        assert said in refused(answer, HTTPStatus(status))
+    assert registry.describe_version("policy", 1).metrics == {"return": 1.0}
+
+
+def test_a_consumer_can_say_that_it_is_gone(http: Http, registry: ModelRegistry) -> None:
+    registry.publish("policy", b"1")
+    described(http.ask("PUT", f"{MODEL}/consumers/actor-1", {"version_number": 1}), "Consumer")
+    described(http.ask("PUT", f"{MODEL}/consumers/actor-1", {"state": "gone"}), "Consumer")
+    found = described(http.get(f"{MODEL}/consumers"), "ConsumerPage")["consumers"]
+    assert [each["state"] for each in found] == ["gone"]
+    assert (
+        "gone"
+        in document()["paths"]["/api/v1/models/{model}/consumers/{consumer}"]["put"]["requestBody"]["content"][
+            "application/json"
+        ]["schema"]["properties"]["state"]["enum"]
+    )
+
+
+def test_all_statuses_of_a_download_are_documented(http: Http, registry: ModelRegistry) -> None:
+    registry.publish("policy", b"12345")
+    documented = document()["paths"]["/api/v1/models/{model}/versions/{version}/data"]["get"]["responses"]
+    whole = http.get(f"{MODEL}/versions/1/data")
+    part = http.get(f"{MODEL}/versions/1/data", {"Range": "bytes=1-2"})
+    unchanged = http.get(f"{MODEL}/versions/1/data", {"If-None-Match": whole.headers["etag"]})
+    assert [each.status for each in (whole, part, unchanged)] == [200, 206, 304]
+    assert {*documented} == {"200", "206", "304", "default"}
 
 
 def test_every_error_has_a_status() -> None:

@@ -524,6 +524,34 @@ def test_metrics_that_one_version_lacks_have_no_change() -> None:
     second = Version("m", 2, 0, True, "", 1, metrics={"a": 3.0, "z": 1.0})
     lines = [(line.name, line.first, line.second, line.change) for line in metric_lines(first, second)]
     assert lines == [("a", "2", "3", "+1 (+50.0%)"), ("b", "1", "", ""), ("z", "0", "1", "+1")]
+    assert [line.change for line in metric_lines(first, first)] == ["", "", ""]
+
+
+def test_addresses_that_people_shorten_or_guess_lead_to_pages(http: Http, registry: ModelRegistry) -> None:
+    registry.store("walker", b"1", alias="production")
+    registry.store("walker", b"2")
+    for address, target in (
+        ("/models", "/"),
+        ("/models/walker/versions", "/models/walker#versions"),
+        ("/models/walker/versions/latest", "/models/walker/versions/2"),
+        ("/models/walker/versions/-2", "/models/walker/versions/1"),
+        ("/models/walker/versions/production", "/models/walker/versions/1"),
+    ):
+        answer = http.get(address, PAGE)
+        assert (answer.status, answer.headers["location"]) == (HTTPStatus.SEE_OTHER, target)
+    assert (
+        'href="/models/walker/aliases/production/data" download'
+        in http.get("/models/walker/aliases/production", PAGE).text
+    )
+
+
+def test_tensors_that_cannot_be_compared_are_shown_first(http: Http, registry: ModelRegistry) -> None:
+    for size in (2, 3):
+        tensors = {"a": numpy.full(4, size, numpy.float32), "b": numpy.ones(size, numpy.float32)}
+        registry.store("walker", save(tensors), alias="canary")
+    shown = http.get("/models/walker/compare?first=1&second=2", PAGE).text
+    assert shown.index("<code>b</code>") < shown.index("different type or shape") < shown.index("<code>a</code>")
+    assert '<tr class="differs"><th scope="row">Aliases</th><td>–</td><td>canary</td>' in shown
 
 
 def test_texts_of_filters_are_quoted() -> None:
@@ -534,6 +562,15 @@ def test_the_history_shows_what_differs() -> None:
     before, after = {"version_number": 3, "revision": 1}, {"version_number": 4, "revision": 2}
     assert state_text(before, after) == "version 3"
     assert state_text(None, after) == ""
+    assert state_text({"tags": {"a": "1", "b": "2"}, "archived": False}, {"tags": {"a": "1"}, "archived": True}) == (
+        "tags b = 2; archived no"
+    )
+    assert state_text({"tags": {"a": "1"}}, {"tags": {"a": "1", "b": "2"}}) == ""
+    stored = {"data_size_bytes": 29_656, "user_data": {}, "metrics": {"return": 473.0, "loss": 1e-5}, "revision": 1}
+    assert state_text(stored, None) == "size 29.0 KiB; metrics loss = 1e-05, return = 473"
+    assert state_text({"retention": ["keep the last 1", "keep the last 2"]}, {"retention": []}) == (
+        "retention keep the last 1; keep the last 2"
+    )
 
 
 def test_everything_that_others_wrote_is_escaped(http: Http, registry: ModelRegistry) -> None:

@@ -365,10 +365,10 @@ async def test_rules_of_retention_are_tried_and_saved(visit: Visit, registry: Mo
     await rule.get_by_label("that match the filter").fill("tags.run = seven")
     await visit.follow(page.get_by_role("button", name="Add another rule"))
     await page.get_by_role("group", name="Rule 2").get_by_label("Keep the last").fill("9")
-    await page.get_by_role("group", name="Rule 2").get_by_label("About").select_option("transient")
+    await page.get_by_role("group", name="Rule 2").get_by_label("Applies to").select_option("transient")
     await visit.follow(page.get_by_role("button", name="Show what they would do"))
     effects = await visit.text(".effects")
-    assert "Of archived versions with tags.run = seven, keep the last 2, the 1 with the lowest" in effects
+    assert "Of archived versions with tags.run = seven, keep the last 2 and the 1 with the lowest" in effects
     assert "Of transient versions, keep the last 9." in effects
     assert "2 versions would be deleted" in await visit.text(".outlook")
     assert "1-2" in " ".join(await page.locator(".outlook").all_inner_texts())
@@ -594,6 +594,9 @@ async def test_with_tokens_people_log_in_and_see_what_they_may_do(browser: Any, 
             await visit.open("/models/walker/versions/4/delete")
             assert "You need the scope delete." in await visit.text("main")
             await visit.page.get_by_text("visitor").click()
+            await visit.page.set_viewport_size({"width": 375, "height": 800})
+            box = await visit.page.locator(".menu .card").bounding_box()
+            assert 0 <= box["x"] < box["x"] + box["width"] <= 375
             assert await visit.page.locator(".scopes code").all_inner_texts() == ["read"]
             await visit.follow(visit.page.get_by_role("button", name="Log out"))
             await visit.page.get_by_label("Token").fill(admin)
@@ -712,17 +715,63 @@ async def test_the_page_of_a_model_offers_what_may_be_done_with_an_alias(browser
                 await visit.page.get_by_role("link", name="newer").first.wait_for()
 
 
-async def test_tables_fit_on_a_phone(browser: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("size", [(375, 800), (768, 900), (1400, 900)])
+async def test_tables_fit_and_links_can_be_tapped(browser: Any, tmp_path: Path, size: tuple[int, int]) -> None:
     with http_server(tmp_path / "archive", f"--audit_log={tmp_path / 'audit'}") as server:
         with ModelRegistry(server.endpoint) as registry:
             _fill(registry)
-        async with visiting(browser, server.http.port, NARROW) as visit:
+            for number in (2, 3):
+                notes = {"git_commit": f"{number}" * 40, "env": "Walker2d-v5"}
+                metrics = {"kl": 0.0012345 * number, "episode_length": 987.0, "learning_rate": 3e-4 / number}
+                registry.update_version("walker", number, tags=notes, metrics=metrics)
+            registry.set_alias("walker", "baseline-for-the-paper-2026", 2)
+            registry.store("vision.encoder-large-224-distilled", b"weights")
+        async with visiting(browser, server.http.port, size) as visit:
             for path in PATHS:
-                if path == "/models/walker/history":  # has the most columns
-                    continue
                 await visit.open(path)
-                widths = "[...document.querySelectorAll('.scroll')].map((each) => each.scrollWidth - each.clientWidth)"
+                widths = """[...document.querySelectorAll('main, .scroll, section')]
+                    .map((each) => each.scrollWidth - each.clientWidth)"""
                 assert not any(await visit.page.evaluate(widths)), path
+                broken = """[...document.querySelectorAll('td .chip.alias, th .chip.alias')]
+                    .some((each) => each.textContent.length < 13 && each.offsetHeight > 36)"""
+                assert not await visit.page.evaluate(broken), path
+                low = """[...document.querySelectorAll('a, button, input, select, summary')]
+                    .filter((each) => each.checkVisibility() && !each.matches('.skip'))
+                    .map((each) => [each.getBoundingClientRect().height, each.textContent])
+                    .filter(([height]) => height && height < 22)"""
+                assert size[0] > 400 or not await visit.page.evaluate(low), path
+            visit.complaints.clear()  # of statuses
+
+
+async def test_the_ticks_of_a_curve_differ(visit: Visit, registry: ModelRegistry) -> None:
+    for step in range(5):
+        registry.store("walker", b"%d" % step, metrics={"learning_rate": 3e-4 - 5e-5 * step})
+    await visit.page.add_init_script(
+        """window.drawn = [];
+        const draw = CanvasRenderingContext2D.prototype.fillText;
+        CanvasRenderingContext2D.prototype.fillText = function (text, ...place) {
+            window.drawn.push(text);
+            return draw.call(this, text, ...place);
+        };"""
+    )
+    await visit.open("/models/walker")
+    await visit.wait_for("window.drawn.includes('0.0002')")
+    assert "0" not in await visit.page.evaluate("window.drawn")
+
+
+async def test_a_metric_that_few_versions_have_is_drawn_as_points(visit: Visit, registry: ModelRegistry) -> None:
+    for step in range(70):
+        registry.publish(
+            "walker", b"%d" % step, metrics={"loss": 1 / (step + 1), **({"score": 1.0} if step == 9 else {})}
+        )
+    await visit.page.add_init_script(
+        """window.arcs = 0;
+        const arc = Path2D.prototype.arc;
+        Path2D.prototype.arc = function (...place) { window.arcs += 1; return arc.call(this, ...place); };"""
+    )
+    await visit.open("/models/walker")
+    await visit.wait_for("window.arcs > 0")
+    assert await visit.page.evaluate("window.arcs") < 20  # the score alone, not the line of the loss
 
 
 async def test_very_many_tags_do_not_make_long_pages(visit: Visit, registry: ModelRegistry) -> None:

@@ -53,7 +53,7 @@ class RetentionRule:
             (self.keep_last, f"the last {self.keep_last}"),
             (self.keep_best, best),
             (self.keep_seconds, f"those younger than {self.keep_seconds} seconds"),
-            (self.keep_every, f"each {self.keep_every}th"),
+            (self.keep_every, f"multiples of {self.keep_every}"),
         )
         return [text for value, text in texts if value]
 
@@ -62,7 +62,8 @@ class RetentionRule:
         about = "all versions" if self.tier == "any" else f"{self.tier} versions"
         if self.filter:
             about += f" with {self.filter}"
-        return f"of {about}, keep {', '.join(self.keeps) or 'none'}"
+        *most, last = self.keeps or ["none"]
+        return f"of {about}, keep {', '.join(most)}{' and ' if most else ''}{last}"
 
 
 @dataclass(frozen=True, slots=True)

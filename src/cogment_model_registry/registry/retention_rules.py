@@ -166,7 +166,7 @@ class _Opinion:
             objections.append(f"those younger than {rule.keep_seconds} seconds")
         if rule.keep_every:
             objections.append(f"multiples of {rule.keep_every}")
-        return f"{self._name} keeps {' or '.join(objections) or 'none that it is about'}"
+        return f"{self._name} keeps {', or '.join(objections) or 'none that it is about'}"
 
 
 def _ranks(numbers: Iterable[int]) -> dict[int, int]:

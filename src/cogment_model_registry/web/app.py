@@ -97,7 +97,7 @@ def _answered(answer: _Answer) -> _Answer:
         status = HTTPStatus(response.status_code)
         detail = getattr(error, "message", None) or getattr(error, "detail", "")
         if isinstance(error, HTTPException):
-            detail = errors.detail_of(error, request.method)
+            detail = errors.detail_of(errors.with_all_methods(request, error), request.method)
         if isinstance(error, HTTPException) and error.status_code == HTTPStatus.NOT_FOUND:
             address = _without_slash(request)
             if address:

@@ -7,6 +7,7 @@ from typing import Any
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
+from starlette.routing import Match, Route
 
 from cogment_model_registry import errors
 
@@ -106,7 +107,18 @@ async def on_http_error(request: Request, error: Exception) -> Response:
     """Answer a request for a path or with a method that does not exist."""
     if not isinstance(error, HTTPException):
         raise error
+    error = with_all_methods(request, error)
     return problem(HTTPStatus(error.status_code), detail_of(error, request.method), error.headers)
+
+
+def with_all_methods(request: Request, error: HTTPException) -> HTTPException:
+    """Return an error of a method with the methods of all routes of the address; Starlette names those of the first."""
+    if error.status_code != HTTPStatus.METHOD_NOT_ALLOWED:
+        return error
+    routes = (route for route in request.app.routes if isinstance(route, Route))
+    fitting = (route for route in routes if route.matches(request.scope)[0] is not Match.NONE)
+    methods = sorted({method for route in fitting for method in route.methods or ()})
+    return HTTPException(error.status_code, error.detail, {**(error.headers or {}), "Allow": ", ".join(methods)})
 
 
 def detail_of(error: HTTPException, method: str) -> str:
@@ -115,5 +127,5 @@ def detail_of(error: HTTPException, method: str) -> str:
         return "this address does not exist; /api/v1/openapi.json describes the API, and / is the web interface"
     if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
         allowed = (error.headers or {}).get("Allow", "")
-        return f"{method} is not possible at this address; {allowed} is"
+        return f"{method} is not possible at this address; possible are {allowed}"
     return error.detail

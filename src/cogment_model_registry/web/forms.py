@@ -90,8 +90,9 @@ async def read_json(request: Request) -> object:
         raise RefusedError(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, message)
     try:
         return json.loads(body, parse_constant=_refuse_constant)
-    except (ValueError, RecursionError):
-        raise RefusedError(HTTPStatus.BAD_REQUEST, "the body is not JSON") from None
+    except (ValueError, RecursionError) as error:
+        where = f", at line {error.lineno} column {error.colno}" if isinstance(error, json.JSONDecodeError) else ""
+        raise RefusedError(HTTPStatus.BAD_REQUEST, f"the body is not JSON{where}") from None
 
 
 def _refuse_constant(name: str) -> object:

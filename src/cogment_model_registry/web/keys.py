@@ -2,7 +2,7 @@
 
 import re
 
-_NUMBER = re.compile(r"-?[0-9]{1,10}")
+_NUMBER = re.compile(r"-?[0-9]{1,1000}")
 
 
 def key_of(text: str) -> int | str:

@@ -114,8 +114,9 @@ class Configuration:
             environment: The variables that may have secrets.
 
         Raises:
-            InvalidError: It is malformed, or a value is not allowed. The message names it, and has no secret.
-            OSError: It, or a file with a secret, cannot be read.
+            InvalidError: It is malformed, a value is not allowed, or a file with a secret cannot be read. The message
+                names it, and has no secret.
+            OSError: It cannot be read.
         """
         place = Path(os.path.abspath(os.path.expanduser(path)))
         try:
@@ -234,6 +235,9 @@ def _keys(reader: _Reader, folder: Path, environment: Mapping[str, str]) -> tupl
             secret = (folder / file).read_text(encoding="utf-8")
         except UnicodeDecodeError:
             raise InvalidError(f"secret_file of {reader.name} is not UTF-8") from None
+        except (OSError, ValueError) as error:  # the latter for a name with a null character
+            reason = getattr(error, "strerror", None) or error
+            raise InvalidError(f"secret_file {quoted(str(file))} of {reader.name} cannot be read: {reason}") from None
     elif variable in environment:
         secret = environment[str(variable)]
     else:

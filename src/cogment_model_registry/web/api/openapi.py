@@ -173,6 +173,10 @@ def _described(operation: Operation) -> dict[str, Any]:
         success["content"] = {operation.reply: {"schema": TEXT}}
     elif operation.reply:
         success["content"] = {"application/json": {"schema": _ref(operation.reply)}}
+    responses = {str(operation.status): success}
+    if any(each.name == "Range" for each in operation.parameters):
+        responses["206"] = {**success, "description": "The part that the client asked for."}
+        responses["304"] = {"description": "The client has these bytes."}
     in_path = [
         {"name": name, "in": "path", "required": True, "schema": TEXT, "description": _PATH_TEXTS[name]}
         for name in re.findall(r"\{(\w+)\}", operation.path)
@@ -181,7 +185,7 @@ def _described(operation: Operation) -> dict[str, Any]:
         "operationId": operation.id,
         "summary": operation.summary,
         "parameters": [*in_path, *map(_parameter, operation.parameters)],
-        "responses": {str(operation.status): success, "default": {"$ref": "#/components/responses/Problem"}},
+        "responses": {**responses, "default": {"$ref": "#/components/responses/Problem"}},
     }
     if operation.status == 201:
         described["requestBody"] = {"required": True, "content": {"application/octet-stream": {"schema": {}}}}

@@ -307,7 +307,7 @@ OPERATIONS: Sequence[Operation] = (
         "Report which version a consumer runs.",
         body={
             "version_number": WHOLE,
-            "state": {"enum": ["loading", "active", "failed"]},
+            "state": {"enum": ["unknown", "loading", "active", "failed", "gone"]},
             "error": TEXT,
             "labels": _USER_DATA,
             "ttl_seconds": WHOLE,

@@ -45,6 +45,9 @@ async def patch(request: Request) -> Response:
     """Change tags and metrics of a version."""
     parameters(request, ())
     fields = await read_fields(request, tags=dict, metrics=dict, expected=REVISIONS)
+    for name, value in fields.get("metrics", {}).items():
+        if isinstance(value, bool):  # which Python takes for a number
+            raise InvalidError(f"metrics.{name} is {quoted(str(value))}; it must be a number, or null to remove it")
     version = await registry_of(request).update_version(
         *_named(request),
         tags=fields.get("tags"),
@@ -103,9 +106,11 @@ def _target_of(version: object) -> int | str:
     """Return the version in a body."""
     if isinstance(version, str):
         return key_of(version)
-    if isinstance(version, int) and not isinstance(version, bool) and abs(version) in NUMBERS:
+    if isinstance(version, int) and abs(version) in NUMBERS:
         return version
-    raise InvalidError("the body must have the field version: a number, latest, or an alias")
+    if version is None:
+        raise InvalidError("the body must have the field version: a number, latest, or an alias")
+    raise InvalidError(f"version is {quoted(str(version))}; it must be the number of a version, latest, or an alias")
 
 
 async def delete_alias(request: Request) -> Response:

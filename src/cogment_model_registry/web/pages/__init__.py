@@ -49,7 +49,9 @@ def routes() -> Sequence[BaseRoute]:
     return [
         Route("/", models.show),
         Route("/live", live.answer),
+        Route("/models", models.redirect),
         Route("/models/{model_id}", model.show),
+        Route("/models/{model_id}/versions", model.redirect, methods=["GET"]),
         Route("/models/{model_id}/live", live.answer),
         Route("/models/{model_id}/curves", model.curves),
         Route("/models/{model_id}/compare", compare.show),

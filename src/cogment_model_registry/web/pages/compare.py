@@ -1,6 +1,7 @@
 """Two versions side by side: their records, tags, metrics and tensors."""
 
 import asyncio
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -120,7 +121,7 @@ async def _compared(registry: Registry, first: Version, second: Version, *, is_a
         async with _COMPARISONS:
             lines = await _with_differences(registry, (first, second), lines)
         left_out = sum(line.is_comparable and line.difference is None for line in lines)
-        lines.sort(key=lambda line: -(line.difference.relative if line.difference else 0.0))
+        lines.sort(key=_amount, reverse=True)
     return {
         "versions": (first, second),
         "notes": note_lines(first, second),
@@ -133,6 +134,13 @@ async def _compared(registry: Registry, first: Version, second: Version, *, is_a
         "seconds": round(COMPARISON_SECONDS),
         "shown_max": tensors.SHOWN_MAX,
     }
+
+
+def _amount(line: TensorLine) -> float:
+    """Return by how much the tensors of a line differ, to sort by; most if they cannot be compared."""
+    if not line.is_comparable:
+        return math.inf
+    return line.difference.relative if line.difference else 0.0
 
 
 async def _with_differences(
@@ -168,7 +176,7 @@ def metric_lines(first: Version, second: Version) -> Sequence[Line]:
     for name in sorted({*first.metrics, *second.metrics}):
         ours, theirs = first.metrics.get(name), second.metrics.get(name)
         texts = ["" if value is None else f"{value:.6g}" for value in (ours, theirs)]
-        change = "" if ours is None or theirs is None else f"{theirs - ours:+.4g}"
+        change = "" if ours is None or theirs is None or ours == theirs else f"{theirs - ours:+.4g}"
         if ours and change and theirs is not None:
             change += f" ({(theirs - ours) / abs(ours):+.1%})"
         lines.append(Line(name, texts[0], texts[1], change))

@@ -1,7 +1,7 @@
 """The changes of a model or of an alias, from the audit log of the server."""
 
 import asyncio
-import json
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +12,8 @@ from starlette.responses import Response
 
 from cogment_model_registry.errors import ModelRegistryError, PreconditionError
 from cogment_model_registry.records.history import HistoryEntry
-from cogment_model_registry.web.pages.formats import sentence
+from cogment_model_registry.records.sizes import size_text
+from cogment_model_registry.web.pages.formats import metric_text, sentence
 from cogment_model_registry.web.pages.rights import Rights, read_rights
 from cogment_model_registry.web.registries import Registry
 from cogment_model_registry.web.state import registry_of, state_of
@@ -24,7 +25,7 @@ _SEARCH_SECONDS = 2.0
 """How long a page searches: an alias may have few changes among the millions of new versions of a long training."""
 
 _VALUE_MAX_CHARACTERS = 120
-_NAMES = {"version_number": "version", "data_size_bytes": "bytes", "user_data": "user data"}
+_NAMES = {"version_number": "version", "data_size_bytes": "size", "user_data": "user data"}
 _LEFT_OUT = frozenset({"created", "data_hash", "revision"})
 """Fields that the page of a version has, and that would only lengthen this list."""
 
@@ -89,19 +90,37 @@ async def show(request: Request) -> Response:
 
 
 def state_text(state: Mapping[str, Any] | None, other: Mapping[str, Any] | None) -> str:
-    """Return the entries of one state that differ from the other."""
-    if state is None:
-        return ""
-    differing = {
-        name: value
-        for name, value in state.items()
-        if name not in _LEFT_OUT and (other is None or other.get(name, ...) != value) and value not in ({}, [], "")
-    }
-    texts = (
-        f"{_NAMES.get(name, name)} {value if isinstance(value, str) else json.dumps(value)}"
-        for name, value in differing.items()
-    )
-    return ", ".join(_cut(text) for text in texts)
+    """Return the entries of one state that differ from the other, in words."""
+    texts = []
+    for name, value in _differing(state or {}, other or {}).items():
+        if name in _LEFT_OUT:
+            continue
+        theirs = (other or {}).get(name)
+        if isinstance(value, Mapping) and isinstance(theirs, Mapping):
+            value = _differing(value, theirs)  # noqa: PLW2901
+        text = _value_text(name, value)
+        if text:
+            texts.append(_cut(f"{_NAMES.get(name, name)} {text}"))
+    return "; ".join(texts)
+
+
+def _differing(state: Mapping[str, Any], other: Mapping[str, Any]) -> Mapping[str, Any]:
+    return {name: value for name, value in state.items() if other.get(name, ...) != value}
+
+
+def _value_text(name: str, value: object) -> str:
+    """Return a value of the audit log in words; empty for one that is."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} = {_value_text('', each)}" for key, each in sorted(value.items()))
+    if isinstance(value, list):
+        return "; ".join(_value_text("", each) for each in value)
+    if name == "data_size_bytes" and isinstance(value, int):
+        return size_text(value)
+    if isinstance(value, int | float):
+        return metric_text(value) if math.isfinite(value) else str(value)
+    return "" if value is None else str(value)
 
 
 def _cut(text: str) -> str:

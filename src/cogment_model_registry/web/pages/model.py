@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from http import HTTPStatus
 
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import JSONResponse, RedirectResponse, Response
 
 from cogment_model_registry.errors import InvalidError
 from cogment_model_registry.records.lifecycle import Version
 from cogment_model_registry.web.pages import consumers, queries
-from cogment_model_registry.web.pages.formats import count_text
+from cogment_model_registry.web.pages.formats import count_text, path_of
 from cogment_model_registry.web.pages.queries import VersionPage
 from cogment_model_registry.web.pages.rights import read_rights
 from cogment_model_registry.web.pages.unknown_names import unknown_names
@@ -131,3 +131,8 @@ async def curves(request: Request) -> Response:
             "left_out": listed(all_names[_METRICS_MAX:]),
         }
     )
+
+
+async def redirect(request: Request) -> Response:
+    """Redirect from the address above those of the versions to their list."""
+    return RedirectResponse(f"{path_of('models', request.path_params['model_id'])}#versions", HTTPStatus.SEE_OTHER)

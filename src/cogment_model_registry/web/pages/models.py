@@ -4,9 +4,10 @@ import asyncio
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from http import HTTPStatus
 
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import RedirectResponse, Response
 
 from cogment_model_registry.errors import InvalidError
 from cogment_model_registry.records.lifecycle import ModelSummary
@@ -111,3 +112,8 @@ def rows_of(
 ) -> list[ModelRow]:
     """Return the rows of models."""
     return [ModelRow(model, paces.get(model.model_id, Pace()), *counts.get(model.model_id, (0, 0))) for model in models]
+
+
+async def redirect(_request: Request) -> Response:
+    """Redirect from the address above those of the models."""
+    return RedirectResponse("/", HTTPStatus.SEE_OTHER)

@@ -19,6 +19,7 @@ from cogment_model_registry.records.addresses import endpoint_text
 from cogment_model_registry.records.lifecycle import Version
 from cogment_model_registry.settings.web import WebOptions
 from cogment_model_registry.web.errors import RefusedError
+from cogment_model_registry.web.keys import key_of
 from cogment_model_registry.web.pages import folders, tensors
 from cogment_model_registry.web.pages.formats import path_of
 from cogment_model_registry.web.pages.rights import read_rights
@@ -43,11 +44,11 @@ def number_of(text: str) -> int:
 
 
 async def show(request: Request) -> Response:
-    """Answer with the page; for an alias, redirect to the page of the version by its number."""
+    """Answer with the page; for an alias, ``latest`` or -n, redirect to the page of the version by its number."""
     model_id, name = request.path_params["model_id"], request.path_params["version"]
     registry = registry_of(request)
     if not name.isdecimal():
-        version = await registry.describe_version(model_id, name)
+        version = await registry.describe_version(model_id, key_of(name))
         return RedirectResponse(path_of("models", model_id, "versions", version.number), HTTPStatus.SEE_OTHER)
     rights, version = await asyncio.gather(read_rights(request), registry.describe_version(model_id, number_of(name)))
     latest, running, lineage, listing, folder = await asyncio.gather(

@@ -229,12 +229,12 @@ function drawCurve(box, name, versions, values, address) {
   const axis = { stroke: () => colour("--quiet"), grid: { stroke: () => colour("--line"), width: 1 }, ticks: { show: false }, font: "11px system-ui" };
   const exponent = exponentOf(values);
   const drawn = exponent ? values.map((value) => (value === null ? null : scaled(value, exponent))) : values;
-  const valueAxis = exponent ? { ...axis, size: 66, values: (_, at) => at.map((v) => tickText(v, exponent)) } : { ...axis, size: 52 };
+  const valueAxis = exponent ? { ...axis, size: 66, values: (_, at) => at.map((v) => tickText(v, exponent)) } : { ...axis, size: 52, values: (_, at) => at.map(metricText) };
   const chart = new uPlot({
     width: figure.clientWidth, height: 150, legend: { show: false }, cursor: { y: false, points: { size: 7 } },
     scales: { x: { time: false } },
     axes: [{ ...axis, size: 24, values: (_, at) => at.map((v) => (Number.isInteger(v) ? String(v) : "")) }, valueAxis],
-    series: [{}, { stroke: () => colour("--accent"), width: 1.5, spanGaps: true, points: { show: versions.length < 60, size: 4 } }],
+    series: [{}, { stroke: () => colour("--accent"), width: 1.5, spanGaps: true, points: { show: values.filter((value) => value !== null).length < 60, size: 4 } }],
     hooks: { setCursor: [(u) => {
       const at = u.cursor.idx;
       const has = at !== null && at !== undefined && values[at] !== null && values[at] !== undefined;
