@@ -124,6 +124,10 @@ VALUES: Mapping[str, tuple[tuple[str, object], tuple[str, object]]] = {
     "http_port": (("0", 0), ("9080", 9080)),
     "http_host": (("127.0.0.1", "127.0.0.1"), ("*", "*")),
     "http_hosts": (("*", ("*",)), ("Models.example, models", ("models.example", "models"))),
+    "http_trusted_proxies": (
+        ("10.0.0.0/8, 127.0.0.1,::1", ("10.0.0.0/8", "127.0.0.1/32", "::1/128")),
+        ("::ffff:10.1.0.0/112,10.1.0.0/16", ("10.1.0.0/16",)),
+    ),
     "anonymous": (("read", "read"), ("NOTHING", "nothing")),
     "local_socket": (("off", ""), ("/run/registry.sock", "/run/registry.sock")),
     "keepalive_seconds": (("5", 5.0), ("60", 60.0)),
@@ -382,6 +386,7 @@ BAD_VALUES: list[tuple[str, object]] = [
     *[("http_port", value) for value in (-1, 65536, "9080", False)],
     *[("http_host", value) for value in ("a b", None, 1)],
     *[("http_hosts", value) for value in ("a", ["a"], ("a b",), ("*", "a"), (1,), None)],
+    *[("http_trusted_proxies", value) for value in ("::1", ["::1"], ("10.0.0.1/8",), ("*",), ("proxy",), (1,), None)],
     *[("cache_max_items", value) for value in (0, 10**9 + 1, 1.5, "all")],
     *[("cache_max_bytes", value) for value in (0, -1, "3MiB", 2**61)],
     *[("grace_seconds", value) for value in (-0.1, 86_401, float("nan"), float("inf"), "5", True, None)],

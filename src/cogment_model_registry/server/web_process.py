@@ -71,6 +71,7 @@ class WebProcess:
             descriptors=tuple(each.fileno() for each in self._sockets),
             grpc_port=grpc_port,
             hosts=settings.http_hosts,
+            trusted_proxies=settings.http_trusted_proxies,
             tls_certificate=settings.tls_certificate,
             tls_key=settings.tls_key,
             tls_client_ca=settings.tls_client_ca if requires_client_certificate(settings) else "",

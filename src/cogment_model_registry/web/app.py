@@ -16,6 +16,7 @@ from cogment_model_registry.errors import ModelRegistryError, UnauthenticatedErr
 from cogment_model_registry.settings.web import WebOptions
 from cogment_model_registry.web import api, errors, health, login, pages
 from cogment_model_registry.web.errors import RefusedError
+from cogment_model_registry.web.proxies import TrustedProxies
 from cogment_model_registry.web.registries import Registry
 from cogment_model_registry.web.security import SAFE_METHODS, Security, own_names
 from cogment_model_registry.web.state import State, caller_of, state_of
@@ -40,10 +41,13 @@ def new_app(options: WebOptions) -> Starlette:
             await feeds.close()
             await state.registry.close()
 
-    names = own_names(options.hosts)
+    # Over TLS, the certificate proves the name.
+    names = None if options.tls_certificate else own_names(options.hosts)
+    proxies = [Middleware(TrustedProxies, networks=options.trusted_proxies)] if options.trusted_proxies else []
     app = Starlette(
         routes=_routes(state),
         middleware=[
+            *proxies,
             Middleware(Counting, tally=state.tally),
             Middleware(Security, sessions=state.sessions, names=names),
         ],
