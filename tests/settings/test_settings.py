@@ -128,6 +128,7 @@ VALUES: Mapping[str, tuple[tuple[str, object], tuple[str, object]]] = {
         ("10.0.0.0/8, 127.0.0.1,::1", ("10.0.0.0/8", "127.0.0.1/32", "::1/128")),
         ("::ffff:10.1.0.0/112,10.1.0.0/16", ("10.1.0.0/16",)),
     ),
+    "http_access_log": (("on", True), ("off", False)),
     "anonymous": (("read", "read"), ("NOTHING", "nothing")),
     "local_socket": (("off", ""), ("/run/registry.sock", "/run/registry.sock")),
     "keepalive_seconds": (("5", 5.0), ("60", 60.0)),

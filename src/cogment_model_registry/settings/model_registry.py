@@ -219,6 +219,13 @@ class Settings(ServiceSettings):
         "Their X-Forwarded-For has the address of the client; X-Forwarded-Proto says whether the client uses TLS.",
         "none: these headers are ignored",
     )
+    http_access_log: bool = setting(
+        False,
+        _PREFIX + "HTTP_ACCESS_LOG",
+        SWITCH,
+        "Whether to log each HTTP request, at the level info: client, caller, method, path, status, bytes and seconds.",
+        "off",
+    )
     local_socket: str = setting(
         AUTO,
         _PREFIX + "LOCAL_SOCKET",

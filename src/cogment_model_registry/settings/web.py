@@ -17,6 +17,7 @@ class WebOptions:
         grpc_port: The TCP port of gRPC, for the endpoint that pages name.
         hosts: The names by which it is reached; see the setting `http_hosts`.
         trusted_proxies: The networks of the proxies whose headers count; see the setting `http_trusted_proxies`.
+        access_log: Whether to log each request.
         tls_certificate: The file of its certificate; empty for no encryption.
         tls_key: The file of the key.
         tls_client_ca: The file of the authorities of clients' certificates, which they must then show; empty for none.
@@ -28,6 +29,7 @@ class WebOptions:
     grpc_port: int
     hosts: tuple[str, ...] = ()
     trusted_proxies: tuple[str, ...] = ()
+    access_log: bool = False
     tls_certificate: str = ""
     tls_key: str = ""
     tls_client_ca: str = ""
