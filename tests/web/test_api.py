@@ -292,7 +292,7 @@ def test_every_error_has_a_status() -> None:
 def test_the_openapi_document_has_every_route_and_nothing_else(http: Http, tmp_path: Path) -> None:
     shown = http.get("/api/v1/openapi.json").document
     assert shown == document()
-    app = new_app(WebOptions(socket_path=str(tmp_path / "none"), descriptors=(), grpc_port=9002))
+    app = new_app(WebOptions(socket_path=str(tmp_path / "none"), descriptors=(), grpc_port=9002), print)
     routes = {
         (route.path, method)
         for route in app.routes

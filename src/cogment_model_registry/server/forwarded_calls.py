@@ -99,6 +99,14 @@ def own_handlers(handlers: Handlers, guard: Guard, metrics: CollectorRegistry) -
         except ModelRegistryError:
             return b""  # the token is malformed
 
+    async def name_caller(_request: object, context: Context) -> bytes:
+        # It is for the access log, so it counts as no call of the caller, who has made it already.
+        try:
+            caller = guard.identify(Call(forwarding.DESCRIBE_CALLER, context, guard))
+        except ModelRegistryError:
+            return b""  # the token is malformed, or no longer valid
+        return caller.name.encode() if caller is not None else b""
+
     async def read(_request: object, _call: Call) -> bytes:
         return await asyncio.to_thread(generate_latest, metrics)
 
@@ -114,6 +122,7 @@ def own_handlers(handlers: Handlers, guard: Guard, metrics: CollectorRegistry) -
         }
     )
     methods[forwarding.KNOWS_TOKEN] = grpc.unary_unary_rpc_method_handler(knows_token)
+    methods[forwarding.NAME_CALLER] = grpc.unary_unary_rpc_method_handler(name_caller)
     return grpc.method_handlers_generic_handler(forwarding.SERVICE_NAME, methods)
 
 

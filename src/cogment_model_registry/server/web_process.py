@@ -71,6 +71,8 @@ class WebProcess:
             descriptors=tuple(each.fileno() for each in self._sockets),
             grpc_port=grpc_port,
             hosts=settings.http_hosts,
+            trusted_proxies=settings.http_trusted_proxies,
+            access_log=settings.http_access_log,
             tls_certificate=settings.tls_certificate,
             tls_key=settings.tls_key,
             tls_client_ca=settings.tls_client_ca if requires_client_certificate(settings) else "",
@@ -143,6 +145,7 @@ class WebProcess:
             except (ValueError, KeyError, TypeError, AttributeError):
                 level, event, entry = logging.WARNING, "http", {"output": line.decode("utf-8", "replace").rstrip()}
             _log.log(level, event, **entry)
+            await asyncio.sleep(0)  # lines that have arrived already would keep others waiting
 
     def _tell(self, line: str) -> None:
         if self._process is not None and self._process.stdin is not None:

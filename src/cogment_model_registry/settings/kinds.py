@@ -281,6 +281,35 @@ def _check_hosts(value: object) -> tuple[str, ...]:
     return _parse_hosts(",".join(value))
 
 
+def _parse_network(text: str) -> str:
+    """Return an address or a network of IPv4 or IPv6, in the usual form of a network.
+
+    An address that is mapped to IPv6 is that of IPv4, and so are networks of them.
+    """
+    if "%" in text:
+        raise ValueError(text)  # the scope of a link-local address
+    network = ipaddress.ip_network(text)
+    mapped = network.network_address.ipv4_mapped if isinstance(network, ipaddress.IPv6Network) else None
+    if mapped is not None:
+        network = ipaddress.IPv4Network((mapped, network.prefixlen - _MAPPED_PREFIX_BITS))
+    return str(network)
+
+
+_MAPPED_PREFIX_BITS = 96
+"""How many bits addresses of IPv4 have before them when they are mapped to IPv6."""
+
+
+def _parse_networks(text: str) -> tuple[str, ...]:
+    """Return networks, each once."""
+    return tuple(dict.fromkeys(_parse_network(each.strip()) for each in text.split(","))) if text else ()
+
+
+def _check_networks(value: object) -> tuple[str, ...]:
+    if not isinstance(value, tuple) or not all(isinstance(each, str) for each in value):
+        raise ValueError(value)  # what `Kind.check` raises
+    return _parse_networks(",".join(value))
+
+
 ARCHIVE_URL = _text_kind(
     "URL",
     "s3://bucket/prefix, gs://bucket/prefix, az://container/prefix or file:///path, without credentials or a query",
@@ -300,6 +329,12 @@ PROPERTIES = Kind(
     "PROPERTIES", 'properties of the form "name=value,name,name=value"', parse_properties, _check_properties
 )
 HOSTS = Kind("NAMES", f"host names separated by commas, or {ALL_INTERFACES} for any", _parse_hosts, _check_hosts)
+NETWORKS = Kind(
+    "NETWORKS",
+    "IP addresses and networks separated by commas, such as 10.0.0.0/8,127.0.0.1,::1, without host bits in a network",
+    _parse_networks,
+    _check_networks,
+)
 LOCAL_SOCKET = _text_kind("PATH", f"a path, {AUTO}, or off", _parse_local_socket)
 LOG_LEVEL = _text_kind("LEVEL", f"one of {', '.join(LOG_LEVELS)}, or a number from 0 to 6", _parse_log_level)
 ANONYMOUS_ACCESS = _text_kind("ACCESS", f"one of {', '.join(ANONYMOUS)}", _parse_choice(ANONYMOUS))

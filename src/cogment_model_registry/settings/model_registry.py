@@ -32,6 +32,7 @@ from cogment_model_registry.settings.kinds import (
     KEYS,
     LOCAL_SOCKET,
     NAME,
+    NETWORKS,
     PATH,
     PROPERTIES,
     REACHABLE_HOST,
@@ -209,6 +210,21 @@ class Settings(ServiceSettings):
         "Names by which browsers and others reach HTTP without TLS, separated by commas; * for any name, behind a "
         "proxy that checks it. Addresses, localhost and the name of this host are always accepted.",
         "none",
+    )
+    http_trusted_proxies: tuple[str, ...] = setting(
+        (),
+        _PREFIX + "HTTP_TRUSTED_PROXIES",
+        NETWORKS,
+        "Addresses and networks of proxies in front of HTTP, separated by commas, such as 10.0.0.0/8,127.0.0.1,::1. "
+        "Their X-Forwarded-For has the address of the client; X-Forwarded-Proto says whether the client uses TLS.",
+        "none: these headers are ignored",
+    )
+    http_access_log: bool = setting(
+        False,
+        _PREFIX + "HTTP_ACCESS_LOG",
+        SWITCH,
+        "Whether to log each HTTP request, at the level info: client, caller, method, path, status, bytes and seconds.",
+        "off",
     )
     local_socket: str = setting(
         AUTO,

@@ -16,6 +16,8 @@ class WebOptions:
         descriptors: The sockets that it accepts connections from, which listen already.
         grpc_port: The TCP port of gRPC, for the endpoint that pages name.
         hosts: The names by which it is reached; see the setting `http_hosts`.
+        trusted_proxies: The networks of the proxies whose headers count; see the setting `http_trusted_proxies`.
+        access_log: Whether to log each request.
         tls_certificate: The file of its certificate; empty for no encryption.
         tls_key: The file of the key.
         tls_client_ca: The file of the authorities of clients' certificates, which they must then show; empty for none.
@@ -26,6 +28,8 @@ class WebOptions:
     descriptors: tuple[int, ...]
     grpc_port: int
     hosts: tuple[str, ...] = ()
+    trusted_proxies: tuple[str, ...] = ()
+    access_log: bool = False
     tls_certificate: str = ""
     tls_key: str = ""
     tls_client_ca: str = ""
@@ -39,4 +43,5 @@ class WebOptions:
     def decoded(cls, line: str) -> "WebOptions":
         """Return what a line says."""
         fields = json.loads(line)
-        return cls(**{**fields, "descriptors": tuple(fields["descriptors"]), "hosts": tuple(fields["hosts"])})
+        lists = {name: tuple(fields[name]) for name in ("descriptors", "hosts", "trusted_proxies")}
+        return cls(**{**fields, **lists})

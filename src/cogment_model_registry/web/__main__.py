@@ -6,6 +6,7 @@ import logging
 import os
 import socket
 import sys
+import threading
 import traceback
 
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")
@@ -48,15 +49,19 @@ class _Lines(logging.Handler):
         _write(json.dumps(entry, default=str))
 
 
+_writing = threading.Lock()
+
+
 def _write(line: str) -> None:
-    """Write a line to the server."""
-    sys.stdout.write(line + "\n")
-    sys.stdout.flush()
+    """Write a line to the server, or several; on any thread."""
+    with _writing:
+        sys.stdout.write(line + "\n")
+        sys.stdout.flush()
 
 
 async def _serve(options: WebOptions) -> None:
     encryption = Encryption(options) if options.tls_certificate else None
-    app = new_app(options)
+    app = new_app(options, _write)
     server = new_server(app, encryption, options.idle_seconds)
     sockets = [socket.socket(fileno=descriptor) for descriptor in options.descriptors]
     background = [

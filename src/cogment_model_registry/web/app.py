@@ -1,7 +1,7 @@
 """The routes of HTTP, and the layers around them."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from http import HTTPStatus
 from urllib.parse import quote
 
@@ -15,7 +15,9 @@ from starlette.routing import BaseRoute, Route
 from cogment_model_registry.errors import ModelRegistryError, UnauthenticatedError
 from cogment_model_registry.settings.web import WebOptions
 from cogment_model_registry.web import api, errors, health, login, pages
+from cogment_model_registry.web.access_log import AccessLog
 from cogment_model_registry.web.errors import RefusedError
+from cogment_model_registry.web.proxies import TrustedProxies
 from cogment_model_registry.web.registries import Registry
 from cogment_model_registry.web.security import SAFE_METHODS, Security, own_names
 from cogment_model_registry.web.state import State, caller_of, state_of
@@ -23,28 +25,34 @@ from cogment_model_registry.web.tally import Counting, naming
 from cogment_model_registry.web.templates import wants_page
 
 
-def new_app(options: WebOptions) -> Starlette:
+def new_app(options: WebOptions, write: Callable[[str], None]) -> Starlette:
     """Return the ASGI application.
 
     Args:
         options: The options from the server.
+        write: Writes lines of the access log to the server; called on a thread.
     """
     state = State(options, Registry(options.socket_path))
+    access_log = AccessLog(state.registry, write) if options.access_log else None
     feeds = pages.install(state)
 
     @asynccontextmanager
     async def lifespan(_app: Starlette) -> AsyncIterator[None]:
         try:
-            yield
+            async with access_log.writing() if access_log else nullcontext():
+                yield
         finally:
             await feeds.close()
             await state.registry.close()
 
-    names = own_names(options.hosts)
+    # Over TLS, the certificate proves the name.
+    names = None if options.tls_certificate else own_names(options.hosts)
+    proxies = [Middleware(TrustedProxies, networks=options.trusted_proxies)] if options.trusted_proxies else []
     app = Starlette(
         routes=_routes(state),
         middleware=[
-            Middleware(Counting, tally=state.tally),
+            *proxies,
+            Middleware(Counting, tally=state.tally, log=access_log.log if access_log else None),
             Middleware(Security, sessions=state.sessions, names=names),
         ],
         exception_handlers={

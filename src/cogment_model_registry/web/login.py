@@ -13,7 +13,7 @@ from cogment_model_registry.web.forms import read_form
 from cogment_model_registry.web.registries import Caller, current
 from cogment_model_registry.web.security import cookie_name, is_encrypted, session_id_of
 from cogment_model_registry.web.sessions import LONGEST_SECONDS
-from cogment_model_registry.web.state import caller_of, state_of
+from cogment_model_registry.web.state import address_of, caller_of, state_of
 
 
 def local_path(text: str) -> str:
@@ -70,7 +70,7 @@ async def _identify(request: Request, token: str) -> str:
         LimitedError: The host has tried too many.
     """
     state, caller = state_of(request), caller_of(request)
-    address = request.scope["client"][0]
+    address = address_of(request)
     current.set(Caller(caller.peer, token))
     has_taken = state.logins.take(address)
     if not has_taken and not await state.registry.knows_token():

@@ -118,6 +118,11 @@ class Registry(ModelRegistry):
         path = method_path(forwarding.KNOWS_TOKEN, forwarding.SERVICE_NAME)
         return bool(await self._asked(path, "looking up the token"))
 
+    async def caller_name(self) -> str:
+        """Return the name of the caller; empty if the server does not know the token."""
+        path = method_path(forwarding.NAME_CALLER, forwarding.SERVICE_NAME)
+        return (await self._asked(path, "looking up the name of the caller")).decode()
+
     async def is_serving(self) -> bool:
         """Return whether the server serves, by `grpc.health.v1`.
 

@@ -100,7 +100,7 @@ def is_same_origin(headers: Headers, scheme: str, *, is_by_cookie: bool) -> bool
 
     Args:
         headers: The headers of the request.
-        scheme: ``http`` or ``https``.
+        scheme: ``http`` or ``https``, as far as this process knows: trusted proxies tell it.
         is_by_cookie: Whether the caller is identified by a cookie, which only browsers send.
     """
     origin = headers.get("origin")
@@ -159,7 +159,7 @@ class Security:
     Args:
         app: The application that answers.
         sessions: The sessions of browsers.
-        names: The allowed host names without TLS; None for any.
+        names: The allowed host names; None for any.
     """
 
     def __init__(self, app: ASGIApp, sessions: Sessions, names: _Names | None) -> None:
@@ -200,8 +200,7 @@ class Security:
             # A proxy may go by the other one, and take the rest for another request (RFC 9112, section 6.3).
             message = "a request must not have both headers Content-Length and Transfer-Encoding"
             raise RefusedError(HTTPStatus.BAD_REQUEST, message, {"Connection": "close"})
-        # Over TLS, the certificate proves the name.
-        if scope["scheme"] == "http" and not is_own_host(hosts[0], self._names):
+        if not is_own_host(hosts[0], self._names):
             host = quoted(_host_of(hosts[0]))
             raise RefusedError(
                 HTTPStatus.MISDIRECTED_REQUEST,

@@ -1,7 +1,8 @@
 """Counts of requests, which become metrics of the server."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from typing import TypeAlias
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -14,6 +15,9 @@ OTHER = "other"
 _EXCHANGE = "model_registry.exchange"
 _FAILED = 500
 """The status of a request that failed before it was answered."""
+
+
+Log: TypeAlias = Callable[[Scope, int, int, float], Awaitable[None]]
 
 
 class Tally:
@@ -58,12 +62,14 @@ class Exchange:
 
     Attributes:
         operation: What it is for; `OTHER` until a route answers it.
+        sent_bytes: The bytes of the body of the answer so far.
     """
 
-    __slots__ = ("_tally", "operation")
+    __slots__ = ("_tally", "operation", "sent_bytes")
 
     def __init__(self, tally: Tally) -> None:
         self.operation = OTHER
+        self.sent_bytes = 0
         self._tally = tally
 
     def count_received(self, size_bytes: int) -> None:
@@ -72,6 +78,7 @@ class Exchange:
 
     def count_sent(self, size_bytes: int) -> None:
         """Count bytes of the body of the answer."""
+        self.sent_bytes += size_bytes
         self._tally.counts_of(self.operation).sent_bytes += size_bytes
 
     def end(self, status: int, seconds: float) -> None:
@@ -94,12 +101,17 @@ class Counting:
     Args:
         app: The application that answers.
         tally: The counts.
+        log: Called at the end of each request with its scope, the status and the size of the body of the answer, and
+            the seconds that it took; None for no access log.
         now: Returns the seconds of a monotonic clock.
     """
 
-    def __init__(self, app: ASGIApp, tally: Tally, now: Callable[[], float] = time.perf_counter) -> None:
+    def __init__(
+        self, app: ASGIApp, tally: Tally, log: Log | None = None, now: Callable[[], float] = time.perf_counter
+    ) -> None:
         self._app = app
         self._tally = tally
+        self._log = log
         self._now = now
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -135,7 +147,10 @@ class Counting:
         finally:
             tally.requests -= 1
             tally.streams -= is_stream
-            exchange.end(status, self._now() - began)
+            seconds = self._now() - began
+            exchange.end(status, seconds)
+            if self._log is not None:
+                await self._log(scope, status, exchange.sent_bytes, seconds)
 
 
 def _is_stream(start: Message) -> bool:

@@ -20,6 +20,9 @@ READ_METRICS = "LocalReadMetrics"
 KNOWS_TOKEN = "LocalKnowsToken"  # noqa: S105 # no token
 """Its method that says whether the token of a call is known, without a look for it: one byte if it is, none if not."""
 
+NAME_CALLER = "LocalNameCaller"
+"""Its method that returns the name of the holder of the token of a call, without a look for it: none if unknown."""
+
 DESCRIBE_CALLER = "LocalDescribeCaller"
 """Its method that says who calls and what they may do: a `Description` in JSON."""
 
