@@ -147,7 +147,7 @@ class Client:
 
 async def next_version(watch: Any) -> m.ModelVersionInfo:
     """Return the next version that a watch yields."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_SECONDS):
         message = await watch.read()
     assert message is not grpc.aio.EOF, await watch.code()
     return m.VersionUpdateReply.FromString(message).version_info

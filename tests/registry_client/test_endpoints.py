@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from cogment_model_registry import ModelRegistry, aio, errors
-from cogment_model_registry.client import endpoints, failures
+from cogment_model_registry.client import choosing, endpoints, failures
 from cogment_model_registry.client.endpoints import DEFAULT, ENDPOINT_VARIABLE, Direct, Discovered, locate
 from cogment_model_registry.discovery.client import connected
 from cogment_model_registry.records.services import Details, Endpoint, Protocol, ServiceType
@@ -215,7 +215,8 @@ def test_a_registry_that_is_slow_keeps_its_connection_and_needs_no_directory(
         server.kill()
 
 
-async def test_closing_a_client_during_discovery_ends_its_calls(flavour: str) -> None:
+async def test_closing_a_client_during_discovery_ends_its_calls(flavour: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(choosing, "_DIRECTORY_SECONDS", 3600.0)
     asked = asyncio.Event()
 
     async def handle(_reader: asyncio.StreamReader, _writer: asyncio.StreamWriter) -> None:
@@ -230,7 +231,7 @@ async def test_closing_a_client_during_discovery_ends_its_calls(flavour: str) ->
         listing = asyncio.ensure_future(registry.list_models())
         await asked.wait()
         await registry.close()
-        async with asyncio.timeout(5):  # before the timeout of the Directory
+        async with asyncio.timeout(PATIENCE_SECONDS):  # before the timeout of the Directory
             with pytest.raises(errors.ClosedError):
                 await listing
 

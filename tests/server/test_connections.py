@@ -21,7 +21,7 @@ from tests.client import Client, body, connected, header, next_version, refused,
 from tests.processes import clean_environment, server_process
 from tests.server.under_way import under_way
 from tests.torture.http2_abuse import Peer
-from tests.waiting import eventually
+from tests.waiting import PATIENCE_SECONDS, eventually
 
 EXHAUSTED, UNAVAILABLE = grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.UNAVAILABLE
 NOTICED_SECONDS = 10
@@ -160,7 +160,7 @@ async def test_calls_above_the_limit_of_a_connection_wait_until_others_end(tmp_p
             assert await other.status("watchers") == {"watchers": "2"}
         assert not reading.done()
         watches[0].cancel()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(PATIENCE_SECONDS):
             assert m.VersionUpdateReply.FromString(await reading).version_info.version_number == 1
         await under_way(other, watchers=2)
         for watch in (*watches, third):

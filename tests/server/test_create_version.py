@@ -23,7 +23,7 @@ from cogment_model_registry.testing.bytes import hash_of
 from cogment_model_registry.testing.server import serving
 from cogment_model_registry.wire import messages as m
 from tests.client import Client, body, connected, header, next_version, upload
-from tests.waiting import eventually
+from tests.waiting import PATIENCE_SECONDS, eventually
 
 INVALID, NOT_FOUND = grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.NOT_FOUND
 EXHAUSTED = grpc.StatusCode.RESOURCE_EXHAUSTED
@@ -65,7 +65,7 @@ async def leaving_nothing(client: Client, directory: Path, *, at_once: bool = Tr
     nothing = {"uploads": "0", "transient_bytes": "0", "overall_load": "0", "versions": "1"}
     if not at_once:
         await settled(client, **nothing)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(PATIENCE_SECONDS):
             while files(directory) != before:
                 await client.status()
     assert await client.status(*nothing) == nothing
@@ -84,7 +84,7 @@ async def answer(client: Client, chunks: Chunks, *, is_all: bool = False) -> grp
             await call.write(chunk if isinstance(chunk, bytes) else chunk.SerializeToString())
         if is_all:
             await call.done_writing()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE_SECONDS):
         code: grpc.StatusCode = await call.code()
     return code
 

@@ -9,7 +9,6 @@ import signal
 import sqlite3
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +44,7 @@ async def check(client: Client, name: str = "") -> int:
 def watching(client: Client, name: str = "") -> Any:
     """Return a call that streams the health of a service."""
     stub: Any = health_pb2_grpc.HealthStub(client.channel)
-    return stub.Watch(health_pb2.HealthCheckRequest(service=name), timeout=30)
+    return stub.Watch(health_pb2.HealthCheckRequest(service=name), timeout=PATIENCE_SECONDS)
 
 
 async def next_health(watch: Any) -> int:
@@ -90,29 +89,27 @@ async def test_watch_reports_the_health_at_once(client: Client) -> None:
 
 
 async def test_watches_are_notified_of_a_stop_and_do_not_delay_it(tmp_path: Path) -> None:
-    with server_process(tmp_path, "--grace_seconds=30") as server:
+    with server_process(tmp_path, "--grace_seconds=600") as server:
         async with connected(server.port) as client:
             watches = [watching(client, name) for name in NAMES * 3]
             unknown = watching(client, "unknown")
             assert [await next_health(watch) for watch in watches] == [SERVING] * len(watches)
             assert await next_health(unknown) == SERVICE_UNKNOWN
-            started = time.monotonic()
             server.signal(signal.SIGTERM)
             assert [await next_health(watch) for watch in watches] == [NOT_SERVING] * len(watches)
-            assert await asyncio.to_thread(server.wait) == 0
-            assert time.monotonic() - started < 10, "less than the grace"
+            assert await asyncio.to_thread(server.wait) == 0, "before the end of the grace"
             assert "Traceback" not in "\n".join(server.lines)
 
 
 async def test_watches_are_notified_at_once_while_a_transfer_delays_the_stop(tmp_path: Path) -> None:
-    with server_process(tmp_path, "--grace_seconds=60") as server:
+    with server_process(tmp_path, "--grace_seconds=600") as server:
         async with connected(server.port) as client:
             await client.create_model("m")
             watch = watching(client)
             assert await next_health(watch) == SERVING
             call = await begin_upload(client, b"x", 2)
             await begin_to_stop(server)
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(PATIENCE_SECONDS):
                 assert await next_health(watch) == NOT_SERVING
                 assert await rest_of(watch) <= {NOT_SERVING}
             assert server.is_running
@@ -168,7 +165,7 @@ async def test_server_whose_archive_refuses_writes_is_not_serving(tmp_path: Path
         status = await client.status("overall_load", "archive")
         assert status["overall_load"] == "255"
         assert os.strerror(errno.EIO) in status["archive"]
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(PATIENCE_SECONDS):
             assert [await next_health(watch) for watch in watches] == [NOT_SERVING] * len(NAMES)
         assert [await check(client, name) for name in NAMES] == [NOT_SERVING] * len(NAMES)
 

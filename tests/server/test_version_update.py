@@ -16,6 +16,7 @@ from cogment_model_registry.testing.server import serving
 from cogment_model_registry.wire import messages as m
 from tests.client import Client, connected, next_version, refused, upload
 from tests.server.under_way import under_way
+from tests.waiting import PATIENCE_SECONDS
 
 NOT_FOUND, UNAVAILABLE = grpc.StatusCode.NOT_FOUND, grpc.StatusCode.UNAVAILABLE
 MIB = 1024 * 1024
@@ -39,7 +40,7 @@ async def has_watchers(client: Client, count: int) -> None:
 
 async def end_of(watch: Any) -> grpc.StatusCode:
     """Wait until a watch ends, and return its status."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE_SECONDS):
         code: grpc.StatusCode = await watch.code()
     return code
 
@@ -133,7 +134,7 @@ async def test_slow_watcher_delays_no_other_and_skips_to_the_latest(client: Clie
     user_data = {"k": "x" * 200_000}  # so a few versions fill the buffers
     await client.create_model("m")
     async with watching(client, "m", count=2) as [slow, fast]:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE_SECONDS):
             for number in range(1, 61):
                 await client.publish("m", b"x", user_data=user_data)
                 assert await next_number(fast) == number
@@ -240,7 +241,7 @@ async def test_watch_ends_with_unavailable_at_once_when_the_server_stops(
                 if has_version:
                     await client.publish("m", b"x")
                     assert await asyncio.gather(*map(next_number, watches)) == [1] * 20
-                async with asyncio.timeout(10):
+                async with asyncio.timeout(PATIENCE_SECONDS):
                     await stack.aclose()
                 assert await asyncio.gather(*map(end_of, watches)) == [UNAVAILABLE] * 20
 
