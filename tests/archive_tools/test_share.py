@@ -158,6 +158,22 @@ def test_a_copy_of_a_shared_archive_has_what_the_catalog_has_and_nothing_else(tm
         assert registry.retrieve("m", "best") == b"first"
 
 
+def test_a_copy_of_a_shared_archive_without_its_catalog_warns_and_takes_no_older_one(
+    tmp_path: Path, database: str
+) -> None:
+    catalog, flag = single(tmp_path)
+    with server_process(catalog, flag) as process:
+        fill(process)
+        process.stop()
+    assert share(tmp_path, database)[0] == 0
+    archive, back = f"file://{tmp_path / 'archive'}", tmp_path / "back"
+    ended = run_cogment("archive", "copy", archive, str(back), f"--from_catalog_dir={catalog}")
+    assert ended.returncode == 0
+    assert "left out: aliases, tags, metrics, rules and tokens: " in ended.stderr
+    assert "share a catalog in PostgreSQL: give its address as from_catalog_url" in ended.stderr
+    assert ", without a catalog: 0 problems\n" in ended.stdout
+
+
 def test_servers_refuse_an_archive_that_their_catalog_does_not_know(tmp_path: Path, database: str) -> None:
     catalog, flag = single(tmp_path)
     with server_process(catalog, flag) as process:

@@ -1,5 +1,6 @@
 """Scopes: their patterns compared with a slow oracle, their texts, and the calls that they allow."""
 
+import dataclasses
 import re
 
 import pytest
@@ -12,10 +13,12 @@ from cogment_model_registry.records.access import (
     ANY,
     PATTERN_MAX_BYTES,
     SCOPES_MAX,
+    Grant,
     Need,
     Scope,
     check_name,
     matches,
+    missing_grants,
     parse_scopes,
 )
 
@@ -117,3 +120,10 @@ def test_malformed_names_are_refused(name: str) -> None:
 )
 def test_a_scope_allows_its_calls(scope: str, need: Need, is_covered: bool) -> None:
     assert Scope.parse(scope).covers(need) is is_covered
+
+
+def test_grants_are_missing_that_a_catalog_does_not_have_as_they_are() -> None:
+    kept, changed, new = (Grant(name, "token", name, parse_scopes(["read"]), 1, None) for name in ("a", "b", "c"))
+    known = [kept, dataclasses.replace(changed, created_ns=2)]
+    assert missing_grants([kept, changed, new], known) == [changed, new]
+    assert missing_grants(known, known) == []

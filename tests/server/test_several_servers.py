@@ -21,6 +21,7 @@ from cogment_model_registry.storage.postgres.leases import Lease, Leases
 from cogment_model_registry.storage.postgres.schema import SCHEMA
 from cogment_model_registry.wire import lifecycle
 from tests.client import connected
+from tests.failing import failing_twice
 from tests.object_store import BUCKET, object_server
 from tests.postgres import PostgresServer, execute, new_database, postgres_server
 from tests.processes import run_cogment
@@ -296,17 +297,14 @@ def test_a_server_that_was_frozen_for_longer_than_its_lease_takes_a_new_one(data
 async def test_a_lease_survives_an_error_that_nobody_expects(
     database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    failures = iter([ValueError("a bug"), ValueError("a bug")])
     beats: list[int] = []
     beat = Leases.beat
 
-    async def fail_twice(leases: Leases) -> Sequence[Lease] | None:
-        for failure in failures:
-            raise failure
+    async def record(leases: Leases) -> Sequence[Lease] | None:
         beats.append(leases.server)
         return await beat(leases)
 
-    monkeypatch.setattr(Leases, "beat", fail_twice)
+    monkeypatch.setattr(Leases, "beat", failing_twice(record))
     async with several_servers(settings_of(database, tmp_path)):
         await until(lambda: len(set(beats)) == 2)
 

@@ -25,6 +25,7 @@ from cogment_model_registry.storage.bucket.translation import ObjectExists
 from cogment_model_registry.storage.bucket.uploads import PART_BYTES, BucketUpload
 from cogment_model_registry.testing.archive import remove
 from cogment_model_registry.testing.bytes import describe, keep, read, read_chunks
+from tests.failing import failing_twice
 from tests.object_proxy import Mode, object_proxy
 from tests.object_store import BUCKET, S3Server, store_at
 from tests.storage.faulty_objects import FaultyObjects, gone, is_record, names_below, once
@@ -511,14 +512,11 @@ async def only_data_of(archive: BucketArchive, parts: int) -> bool:
 async def test_a_claim_survives_an_error_that_nobody_expects(monkeypatch: pytest.MonkeyPatch) -> None:
     claim = Claim(Objects(MemoryStore(), "test://bucket"), lease_seconds=0.2)
     await claim.take()
-    failures = iter([ValueError("a bug"), ValueError("a bug")])
     renewed = asyncio.Event()
 
-    async def fail_twice() -> None:
-        for failure in failures:
-            raise failure
+    async def record() -> None:
         renewed.set()
 
-    monkeypatch.setattr(claim, "renew", fail_twice)
+    monkeypatch.setattr(claim, "renew", failing_twice(record))
     await until(renewed.is_set)
     await claim.release()

@@ -17,6 +17,7 @@ from cogment_model_registry.storage.postgres.catalog import PostgresCatalog
 from cogment_model_registry.storage.postgres.schema import MIGRATIONS, SCHEMA
 from cogment_model_registry.testing.bytes import describe
 from cogment_model_registry.testing.catalog import publish, publish_annotated
+from tests.failing import failing_twice
 from tests.postgres import PostgresServer, execute, new_database, postgres_server
 from tests.storage.test_shared_catalog import Two, numbers, opened, write_model
 from tests.waiting import PATIENCE_SECONDS, eventually, until
@@ -174,15 +175,7 @@ async def test_listening_survives_an_error_that_nobody_expects(
     pair: Two, own_database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     a, b = pair
-    failures = iter([ValueError("a bug"), ValueError("a bug")])
-    catch_up = b._listening._catch_up
-
-    async def fail_twice(connection: Any) -> None:
-        for failure in failures:
-            raise failure
-        await catch_up(connection)
-
-    monkeypatch.setattr(b._listening, "_catch_up", fail_twice)
+    monkeypatch.setattr(b._listening, "_catch_up", failing_twice(b._listening._catch_up))
     await execute(own_database, _TERMINATE_LISTENING.format(pid=b._listening.pid))
     await until(lambda: not b.is_listening)
     version = await publish(a, "m")

@@ -387,10 +387,7 @@ async def test_fifty_first_pages_cost_what_one_costs(monkeypatch: pytest.MonkeyP
     state = State(WebOptions(socket_path="", descriptors=(), grpc_port=9002), Registry("unused"))
     feeds = install(state)
     rights = Description("a caller without a token", "anonymous", ("read",))
-    pages = [
-        feeds.events(Caller(f"ipv4:10.0.0.{number}:1"), f"10.0.0.{number}", rights, live.Subject())
-        for number in range(50)
-    ]
+    pages = [feeds.events(Caller(f"ipv4:10.0.0.{number}:1"), rights, live.Subject()) for number in range(50)]
     try:
         for page in pages:
             assert await anext(page) == "retry: 2000\n\n"
@@ -426,7 +423,7 @@ async def test_a_first_page_whose_search_fails_begins_again(monkeypatch: pytest.
     feeds = install(state)
     rights = Description("a caller without a token", "anonymous", ("read",))
     async with asyncio.timeout(PATIENCE_SECONDS):
-        events = [event async for event in feeds.events(Caller("ipv4:10.0.0.1:1"), "10.0.0.1", rights, live.Subject())]
+        events = [event async for event in feeds.events(Caller("ipv4:10.0.0.1:1"), rights, live.Subject())]
     assert "walker" in "".join(events)
     await feeds.close()
     await state.registry.close()
@@ -442,7 +439,7 @@ async def test_pages_of_callers_with_other_rights_share_nothing() -> None:
         Description("a", "subject", ("read",)),
         Description("a", "token", ("read:walker",)),
     ]
-    pages = [feeds.events(caller, "10.0.0.1", each, live.Subject("walker")) for each in [*rights, rights[0]]]
+    pages = [feeds.events(caller, each, live.Subject("walker")) for each in [*rights, rights[0]]]
     for page in pages:
         await anext(page)
     assert len(feeds._feeds) == len(rights)

@@ -14,6 +14,7 @@ from cogment_model_registry.cli.archive_places import (
     check_catalog_url,
     opened,
     running,
+    warn,
 )
 from cogment_model_registry.cli.groups import Command, Group
 from cogment_model_registry.cli.progress import is_shown, progress_bar
@@ -270,7 +271,9 @@ def copy(source: str, target: str, *, from_catalog_dir: str, from_catalog_url: s
             copied = bucket_archive.copy_shared(source, from_catalog_url, target, to_catalog_dir, advance)
             has_catalog = True
         else:
-            copied, has_catalog = bucket_archive.copy(source, target, from_catalog_dir, to_catalog_dir, advance)
+            copied, has_catalog = bucket_archive.copy(
+                source, target, from_catalog_dir, to_catalog_dir, warn=warn, advance=advance
+            )
     for error in copied.damaged:
         click.echo(f"problem: {error.message}")
     click.echo(

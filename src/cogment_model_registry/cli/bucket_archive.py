@@ -131,9 +131,18 @@ def repair(url: str, advance: Callable[[int], None]) -> "tuple[Report, list[Outc
 
 
 def copy(
-    source: str, target: str, source_catalog: str, target_catalog: str, advance: Callable[[int], None]
+    source: str,
+    target: str,
+    source_catalog: str,
+    target_catalog: str,
+    *,
+    warn: Callable[[str], object],
+    advance: Callable[[int], None],
 ) -> "tuple[Copied, bool]":
-    """Copy an archive of one server; return what was copied, and whether there was a catalog."""
+    """Copy an archive without a catalog in PostgreSQL; return what was copied, and whether it had another catalog.
+
+    It warns if several servers share the archive: a catalog on this machine may be one from before it was shared.
+    """
     from cogment_model_registry.storage.tools import archive_copy  # noqa: PLC0415 # not needed for --help
 
     if is_url(source) or is_url(target):
@@ -146,7 +155,13 @@ def copy(
             _opened_to_read(source, source_catalog) as (archive, folder),
             _opened_to_write(target, target_catalog) as (other, other_folder),
         ):
+            is_shared = is_url(source) and await archive.is_shared()  # type: ignore[attr-defined] # an address has it
+            if is_shared:
+                found = "the servers of this archive share a catalog in PostgreSQL: give its address as"
+                warn(f"left out: aliases, tags, metrics, rules and tokens: {found} from_catalog_url")
             copied = await archive_copy.copy_archive(archive, other, advance)
+            if is_shared:
+                return copied, False
             return copied, await asyncio.to_thread(archive_copy.copy_catalog, folder, other_folder)
 
     return run_coroutine(run())

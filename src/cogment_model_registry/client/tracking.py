@@ -160,9 +160,11 @@ class _Tracked(ABC, Generic[_T]):
         time_text = counted(float(timeout or 0), "second")
         message = f"model {quoted(self.model_id)} got no version newer than {newer_than} within {time_text}"
         error = self.error
-        if error is not None and not isinstance(error, ModelRegistryError):
-            return TimedOutError(f"{message}: {type(error).__name__}: {error}", model_id=self.model_id)
-        return TimedOutError(f"{message}: {error}" if error else message, model_id=self.model_id)
+        if isinstance(error, ModelRegistryError):
+            message += f": {error}"
+        elif error is not None:
+            message += f": {type(error).__name__}: {error}"
+        return TimedOutError(message, model_id=self.model_id)
 
     async def _follow(self) -> None:
         """Follow the model, also when it is deleted and created again, until the client is closed."""

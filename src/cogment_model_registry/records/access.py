@@ -178,6 +178,12 @@ def scopes_of(text: str) -> tuple[Scope, ...]:
     return parse_scopes(text.split(_BETWEEN))
 
 
+def missing_grants(grants: Iterable[Grant], known: Iterable[Grant]) -> list[Grant]:
+    """Return the grants that a catalog with some known ones does not have as they are."""
+    by_name = {grant.name: grant for grant in known}
+    return [grant for grant in grants if by_name.get(grant.name) != grant]
+
+
 def taken_by(grant: Grant, holder: str) -> ExistsError:
     """Return the error of a grant that is not added, since another one has its name or is for the same caller.
 

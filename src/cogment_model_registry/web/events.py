@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import AsyncGenerator, Sequence
+from contextlib import ExitStack
 from http import HTTPStatus
 from typing import Literal
 
@@ -48,30 +49,29 @@ async def _stream(request: Request, model_ids: Sequence[str]) -> Response:
     mode = query.get("mode", "latest")
     if mode not in ("latest", "all"):
         raise InvalidError(f"mode is {quoted(mode)}; it must be latest or all")
-    state, address = state_of(request), address_of(request)
-    state.streams.check(address)
-    news = PassingOn(registry_of(request).calls).watch(
-        model_ids,
-        request.headers.get("last-event-id") or query.get("resume_token", ""),
-        every=mode == "all",
-        accepted=query.get("filter", ""),
-        consumers=flag(query, "consumers"),
-    )
-    state.streams.take(address)
-    try:
-        first = await anext(news)  # until it arrives, an error can be answered
-    except BaseException:
-        state.streams.give_back(address)
-        await news.aclose()
-        raise
-    return _Events(news, first, state, address, caller_of(request).session_id)
+    state = state_of(request)
+    with ExitStack() as place:
+        place.enter_context(state.streams.taken(address_of(request)))
+        news = PassingOn(registry_of(request).calls).watch(
+            model_ids,
+            request.headers.get("last-event-id") or query.get("resume_token", ""),
+            every=mode == "all",
+            accepted=query.get("filter", ""),
+            consumers=flag(query, "consumers"),
+        )
+        try:
+            first = await anext(news)  # until it arrives, an error can be answered
+        except BaseException:
+            await news.aclose()
+            raise
+        return _Events(news, first, state, place.pop_all(), caller_of(request).session_id)
 
 
 class _Events(Response):
-    """An answer that continues until one side ends it."""
+    """An answer that continues until one side ends it, and then closes what it was given as its place."""
 
     def __init__(
-        self, news: _News, first: tuple[str, Event | Consumer], state: State, address: str, session_id: str
+        self, news: _News, first: tuple[str, Event | Consumer], state: State, place: ExitStack, session_id: str
     ) -> None:
         headers = {"cache-control": "no-store", "x-accel-buffering": "no"}
         super().__init__(None, headers=headers, media_type="text/event-stream")
@@ -79,7 +79,7 @@ class _Events(Response):
         self._news = news
         self._first = first
         self._state = state
-        self._address = address
+        self._place = place
         self._session_id = session_id
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -92,7 +92,7 @@ class _Events(Response):
             with self._state.sessions.streaming(self._session_id, ended):
                 await self._send(receive, send, queue, reading, ending)
         finally:
-            self._state.streams.give_back(self._address)
+            self._place.close()
             reading.cancel()
             ending.cancel()
             await asyncio.gather(reading, ending, return_exceptions=True)

@@ -1,6 +1,8 @@
 """Places for what clients keep open, such as uploads and streams: bounded for all of them, and for each address."""
 
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from http import HTTPStatus
 
 from cogment_model_registry.records.addresses import network_of
@@ -29,13 +31,24 @@ class Places:
     def __len__(self) -> int:
         return self._taken.total()
 
-    def check(self, address: str) -> None:
-        """Refuse an address that gets no place now.
+    @contextmanager
+    def taken(self, address: str) -> Iterator[None]:
+        """Return a context manager that takes a place for an address, and gives it back at its end.
 
         Raises:
             RefusedError: All places are taken, or the address has taken its half.
         """
         host = network_of(address)
+        self._check(host)
+        self._taken[host] += 1
+        try:
+            yield
+        finally:
+            self._taken[host] -= 1
+            if not self._taken[host]:
+                del self._taken[host]
+
+    def _check(self, host: str) -> None:
         own_max = self._count if host == _THIS_HOST else self._count // 2
         if self._taken.total() >= self._count:
             message = f"{self._count} {self._what} are open"
@@ -45,14 +58,3 @@ class Places:
             return
         headers = {"Retry-After": str(self._retry_seconds)}
         raise RefusedError(HTTPStatus.SERVICE_UNAVAILABLE, f"{message}; try again later", headers)
-
-    def take(self, address: str) -> None:
-        """Take a place."""
-        self._taken[network_of(address)] += 1
-
-    def give_back(self, address: str) -> None:
-        """Give a place back."""
-        host = network_of(address)
-        self._taken[host] -= 1
-        if not self._taken[host]:
-            del self._taken[host]

@@ -28,10 +28,6 @@ async def create(request: Request) -> Response:
     """Create a version from the body of a request, and answer with its record."""
     header = _header_of(request)
     registry, state = registry_of(request), state_of(request)
-    address = address_of(request)
-    # If it is refused, the connection stays open, and what arrives is dropped: it would be reset otherwise, and the
-    # answer be lost.
-    state.uploads.check(address)
     idle_seconds = state.options.idle_seconds
 
     async def parts() -> AsyncIterator[bytes]:
@@ -49,11 +45,10 @@ async def create(request: Request) -> Response:
         except ClientDisconnect:
             raise RefusedError(HTTPStatus.BAD_REQUEST, "the connection ended within the body") from None
 
-    state.uploads.take(address)
-    try:
+    # If it is refused, the connection stays open, and what arrives is dropped: it would be reset otherwise, and the
+    # answer be lost.
+    with state.uploads.taken(address_of(request)):
         info = await PassingOn(registry.calls).upload(header, parts)
-    finally:
-        state.uploads.give_back(address)
     place = f"/api/v1/models/{quote(info.model_id)}/versions/{info.number}"
     headers = {"location": place, "etag": tag_of(info)}
     return JSONResponse(version_as_json(await _described(request, info)), HTTPStatus.CREATED, headers)

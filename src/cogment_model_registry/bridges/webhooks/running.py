@@ -120,12 +120,15 @@ def _promotions(configuration: Configuration, events: Events, failure: _Failure)
         while not is_stopped.wait(configuration.promotions_seconds):
             try:
                 events.look_for_promoted()
-            except Exception as error:
-                if not isinstance(error, ModelRegistryError) or isinstance(error, PreconditionError):  # of the state
-                    failure.take(error)
-                    return
+            except PreconditionError as error:  # of the state
+                failure.take(error)
+                return
+            except ModelRegistryError as error:
                 if not is_stopped.is_set():
                     _log.warning("looking for archived versions failed: %s", error)
+            except Exception as error:
+                failure.take(error)
+                return
 
     thread = threading.Thread(target=look, name="webhooks promotions")
     if events.wants_archived:

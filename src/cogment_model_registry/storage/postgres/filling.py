@@ -4,7 +4,7 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
-from cogment_model_registry.records.access import Grant
+from cogment_model_registry.records.access import Grant, missing_grants
 from cogment_model_registry.records.lifecycle import FIRST_REVISION, Alias, Annotations
 from cogment_model_registry.records.retention import ModelAnnotations
 from cogment_model_registry.records.versions import VERSION_NUMBER_MAX, ModelInfo, VersionInfo
@@ -128,8 +128,7 @@ class Filling:
         Raises:
             ExistsError: There is another one with such a name, or for the same certificate or subject.
         """
-        known = {grant.name: grant for grant in await self._grants.read()}
-        new = [grant for grant in grants if known.get(grant.name) != grant]
+        new = missing_grants(grants, await self._grants.read())
         await self._grants.restore(new)
         return len(new)
 

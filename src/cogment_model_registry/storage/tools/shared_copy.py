@@ -10,6 +10,7 @@ from collections.abc import Callable
 from sqlite3 import Connection
 
 from cogment_model_registry.errors import NotFoundError
+from cogment_model_registry.records.access import missing_grants
 from cogment_model_registry.records.versions import VersionInfo
 from cogment_model_registry.storage.catalog import grants as grant_tables
 from cogment_model_registry.storage.catalog import tables
@@ -80,8 +81,8 @@ async def copy_shared(
             await copy_model(source, target, contents, present.get(model_id), copied=copied, advance=advance)
             await _keep(connection, target, model)
             copied.models += 1
-        known = grant_tables.read(connection)
-        grant_tables.restore(connection, [grant for grant in await catalog.read_grants() if grant not in known])
+        grants = missing_grants(await catalog.read_grants(), grant_tables.read(connection))
+        grant_tables.restore(connection, grants)
     return copied
 
 

@@ -14,13 +14,14 @@ import asyncio
 import json
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from cogment_model_registry.client import failures
 from cogment_model_registry.client.calls import method_path
@@ -124,14 +125,11 @@ class Feeds:
         self._state = state
         self._feeds: dict[tuple[Description, Subject], Feed] = {}
 
-    async def events(
-        self, caller: Caller, address: str, rights: Description, subject: Subject
-    ) -> AsyncGenerator[str, None]:
+    async def events(self, caller: Caller, rights: Description, subject: Subject) -> AsyncGenerator[str, None]:
         """Yield the events for one page, until it is closed or its session ends.
 
         Args:
             caller: The caller.
-            address: The address of the client.
             rights: The rights of the caller: pages with the same ones see the same, and share a feed.
             subject: What the page is about.
         """
@@ -142,7 +140,6 @@ class Feeds:
             feed.task = asyncio.create_task(self._run(feed, caller, rights_of(rights, has_session=False), subject))
         news = asyncio.Event()
         feed.readers.add(news)
-        self._state.live_pages.take(address)
         if feed.is_filled:
             news.set()
         sent, sessions = Sent(), self._state.sessions
@@ -164,7 +161,6 @@ class Feeds:
                     elif is_quiet:
                         yield ": still here\n\n"
         finally:
-            self._state.live_pages.give_back(address)
             feed.readers.discard(news)
             if not feed.readers and feed.task is not None:
                 feed.task.cancel()
@@ -385,24 +381,42 @@ async def _ended() -> AsyncGenerator[str, None]:
     yield _SESSION_ENDED
 
 
+class _Page(StreamingResponse):
+    """The answer to a page: its events.
+
+    Args:
+        events: The events.
+        place: What is closed at the end.
+    """
+
+    def __init__(self, events: AsyncGenerator[str, None], place: ExitStack) -> None:
+        headers = {"cache-control": "no-store", "x-accel-buffering": "no"}
+        super().__init__(events, 200, headers, "text/event-stream")
+        self._place = place
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the events until the page is closed."""
+        with self._place:
+            await super().__call__(scope, receive, send)
+
+
 async def answer(request: Request) -> Response:
     """Answer with the events for a page about a model, or for a first page."""
     state, caller = state_of(request), caller_of(request)
     query = {name: request.query_params.get(name, "").strip() for name in ("q", "page", "session")}
     model_id = request.path_params.get("model_id", "")
     feeds: Feeds = request.app.state.feeds
-    address = address_of(request)
-    state.live_pages.check(address)
-    try:
-        if query["session"] and not caller.session_id:
-            raise UnauthenticatedError("the session has ended")
-        if model_id:
-            await state.registry.describe_model(model_id)
-        rights = await state.registry.describe_caller()
-        events = feeds.events(caller, address, rights, Subject(model_id, query["q"], query["page"]))
-    except UnauthenticatedError:
-        if not query["session"]:
-            raise
-        events = _ended()  # browsers do not show the status of such a request to scripts
-    headers = {"cache-control": "no-store", "x-accel-buffering": "no"}
-    return StreamingResponse(events, 200, headers, "text/event-stream")
+    with ExitStack() as place:
+        place.enter_context(state.live_pages.taken(address_of(request)))
+        try:
+            if query["session"] and not caller.session_id:
+                raise UnauthenticatedError("the session has ended")
+            if model_id:
+                await state.registry.describe_model(model_id)
+            rights = await state.registry.describe_caller()
+            events = feeds.events(caller, rights, Subject(model_id, query["q"], query["page"]))
+        except UnauthenticatedError:
+            if not query["session"]:
+                raise
+            events = _ended()  # browsers do not show the status of such a request to scripts
+        return _Page(events, place.pop_all())
