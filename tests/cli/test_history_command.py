@@ -83,10 +83,19 @@ def test_the_history_can_be_cut(endpoint: str) -> None:
     day = entries[0]["time"][:10]
     assert len(json.loads(output(endpoint, "policy", "--json", f"--since={day}"))) == len(entries)
     assert json.loads(output(endpoint, "policy", "--json", "--since=2200-01-01")) == []
-    assert json.loads(output(endpoint, "never", "--json")) == []
     moves = json.loads(output(endpoint, "policy", "--json", "--alias=production"))
     assert moves == [entry for entry in entries if entry["change"] == "alias set"]
     assert json.loads(output(endpoint, "policy", "--json", "--alias=other")) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "changes"), [((), "changes"), (("--json",), "changes"), (("--since=2026-01-01",), "such changes")]
+)
+def test_a_model_that_never_existed_is_not_found(endpoint: str, options: tuple[str, ...], changes: str) -> None:
+    result = run_in_process("client", "model_registry", "history", "never", *options, f"--endpoint={endpoint}")
+    assert (result.returncode, result.stdout) == (3, "")
+    assert result.stderr.count("\n") == 1
+    assert f'model "never" does not exist, and the audit log has no {changes} of it' in result.stderr
 
 
 def test_a_time_that_is_none_and_a_caller_without_the_scope_are_refused(endpoint: str, tmp_path: Path) -> None:

@@ -72,7 +72,8 @@ async def test_the_history_of_a_model_is_newest_first(registry: Any) -> None:
     assert await registry.history("policy", alias="never") == []
     await registry.delete_model("policy")
     assert texts(await registry.history("policy", limit=None)) == [("model deleted", 0), *texts(entries)]
-    assert await registry.history("never") == []
+    with pytest.raises(errors.NotFoundError, match='model "never" does not exist, and the audit log has no changes'):
+        await registry.history("never")
 
 
 async def test_a_long_history_comes_in_pages(registry: Any) -> None:
@@ -86,11 +87,12 @@ async def test_a_long_history_comes_in_pages(registry: Any) -> None:
     "token",
     [
         "x",
-        build_token(("policy", "0", ""), ("../../etc/passwd", 5)),
-        build_token(("policy", "0", ""), ("audit_2026-11-22.jsonl", -5)),
-        build_token(("policy", "0", ""), (5, "audit_2026-11-22.jsonl")),
-        build_token(("policy", "0", "best"), ("audit_2026-11-22.jsonl", 5)),
-        build_token(("other", "0", ""), ("audit_2026-11-22.jsonl", 5)),
+        build_token(("policy", "0", ""), ("../../etc/passwd", 5, True)),
+        build_token(("policy", "0", ""), ("audit_2026-11-22.jsonl", -5, True)),
+        build_token(("policy", "0", ""), (5, "audit_2026-11-22.jsonl", True)),
+        build_token(("policy", "0", ""), ("audit_2026-11-22.jsonl", 5, "yes")),
+        build_token(("policy", "0", "best"), ("audit_2026-11-22.jsonl", 5, True)),
+        build_token(("other", "0", ""), ("audit_2026-11-22.jsonl", 5, True)),
     ],
 )
 async def test_a_token_that_is_none_is_refused(server: Server, token: str) -> None:

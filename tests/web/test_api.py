@@ -176,6 +176,7 @@ def test_the_history_says_who_and_from_where(tmp_path: Path) -> None:
         moves = server.http.get(f"{MODEL}/history?alias=best").document["changes"]
         assert [each["change"] for each in moves] == ["alias set"]
         assert not server.http.get(f"{MODEL}/history?since=2100-01-01T00:00:00Z").document["changes"]
+        refused(server.http.get("/api/v1/models/never/history"), HTTPStatus.NOT_FOUND)
         refused(server.http.get(f"{MODEL}/history?since=yesterday"), HTTPStatus.BAD_REQUEST)
 
 

@@ -189,6 +189,7 @@ class ModelMethods(BlockingClient):
             timeout: How many seconds it may take.
 
         Raises:
+            NotFoundError: The model does not exist, and the audit log has no such changes of it.
             PermissionDeniedError: The scope is missing.
             PreconditionError: The server keeps no audit log.
         """

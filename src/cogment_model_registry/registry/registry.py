@@ -322,6 +322,14 @@ class Registry:
             self.check_model_id(model_id)
         return [await self._catalog.get_model(model_id) for model_id in model_ids]
 
+    async def has_model(self, model_id: str) -> bool:
+        """Return whether a model exists."""
+        try:
+            await self._catalog.get_model(model_id)
+        except NotFoundError:
+            return False
+        return True
+
     async def create_version(self, header: VersionHeader) -> VersionUpload:
         """Return the upload of a new version; left without commit, it leaves nothing.
 

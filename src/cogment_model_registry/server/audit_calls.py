@@ -2,11 +2,11 @@
 
 import asyncio
 import functools
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 import grpc
 
-from cogment_model_registry.errors import InvalidError, PreconditionError, UnavailableError
+from cogment_model_registry.errors import InvalidError, NotFoundError, PreconditionError, UnavailableError, quoted
 from cogment_model_registry.server.audit import AuditLog
 from cogment_model_registry.server.audit_files import Found, Place, find_changes
 from cogment_model_registry.serving.caller_limits import CallerLimits
@@ -24,6 +24,7 @@ class AuditLogService:
     Args:
         log: The audit log; None where none is kept.
         check_model_id: Refuses an id that breaks a rule.
+        has_model: Tells whether a model exists.
         reply_max_bytes: Where a reply ends.
         observe: Called after each finished call.
         guard: Decides what callers may do.
@@ -34,6 +35,7 @@ class AuditLogService:
         self,
         log: AuditLog | None,
         check_model_id: Callable[[str], None],
+        has_model: Callable[[str], Awaitable[bool]],
         reply_max_bytes: int,
         *,
         observe: Observer,
@@ -42,6 +44,7 @@ class AuditLogService:
     ) -> None:
         self._log = log
         self._check_model_id = check_model_id
+        self._has_model = has_model
         self._reply_max_bytes = reply_max_bytes
         self._readers = asyncio.Semaphore(_READERS_MAX)
         self._handlers = Handlers(observe, guard, limits)
@@ -61,7 +64,7 @@ class AuditLogService:
         if self._log is None:
             raise PreconditionError("this server keeps no audit log: its setting audit_log names no directory")
         question = (request.model_id, str(request.since_timestamp), request.alias)
-        start = _place(parse_token(request.page_token, question, 2))
+        start, has_found = _position(parse_token(request.page_token, question, 3))
         found = await self._find(
             functools.partial(
                 find_changes,
@@ -74,7 +77,12 @@ class AuditLogService:
                 max_bytes=self._reply_max_bytes,
             )
         )
-        token = build_token(question, (found.next.name, found.next.offset)) if found.next else ""
+        has_found = has_found or bool(found.entries)
+        if not has_found and not found.next and not await self._has_model(request.model_id):
+            such = "such changes" if request.alias or request.since_timestamp else "changes"
+            message = f"model {quoted(request.model_id)} does not exist, and the audit log has no {such} of it"
+            raise NotFoundError(message, model_id=request.model_id)
+        token = build_token(question, (found.next.name, found.next.offset, has_found)) if found.next else ""
         changes = map(audit.change_message, found.entries)
         return audit.ListChangesReply(changes=changes, next_page_token=token).SerializeToString()
 
@@ -86,15 +94,17 @@ class AuditLogService:
             raise UnavailableError(f"the audit log cannot be read: {error.strerror}") from error
 
 
-def _place(parts: list[str | int | float | bool | None] | None) -> Place | None:
-    """Return the place in a page token.
+def _position(parts: list[str | int | float | bool | None] | None) -> tuple[Place | None, bool]:
+    """Return the place in a page token, and whether earlier pages had changes.
 
     Raises:
         InvalidError: It is malformed.
     """
     if parts is None:
-        return None
-    name, offset = parts
-    if not isinstance(name, str) or not isinstance(offset, int) or not Place(name, offset).is_sound:
-        raise InvalidError("page_token is malformed")
-    return Place(name, offset)
+        return None, False
+    name, offset, has_found = parts
+    if isinstance(name, str) and isinstance(offset, int) and isinstance(has_found, bool):
+        place = Place(name, offset)
+        if place.is_sound:
+            return place, has_found
+    raise InvalidError("page_token is malformed")

@@ -175,6 +175,7 @@ async def running(settings: Settings, open_backends: OpenBackends = open_backend
         history = AuditLogService(
             audit,
             registry.check_model_id,
+            registry.has_model,
             settings.reply_max_bytes,
             observe=metrics.observe_call,
             guard=guard,
