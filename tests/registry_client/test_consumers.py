@@ -72,6 +72,15 @@ async def test_wrong_reports_are_refused(registry: Any, options: dict[str, Any])
         await registry.report_consumer("policy", "actor", **{"version": 1, **options})
 
 
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [({"a": 1}, "labels\\['a'\\]"), ({1: "a"}, "the key 1 of labels"), ("a", "labels is 'a'; it must be a mapping")],
+)
+async def test_an_error_about_labels_names_the_labels(registry: Any, labels: Any, message: str) -> None:
+    with pytest.raises(errors.InvalidError, match=message):
+        await registry.report_consumer("policy", "actor", version=1, labels=labels)
+
+
 async def test_a_tracked_model_reports_what_it_runs_only_once_it_is_decoded(registry: Any) -> None:
     may_decode, decoded = threading.Event(), []
 

@@ -169,15 +169,19 @@ def checked_key(model_id: str, key: "SupportsIndex | str | VersionInfo | Version
     return checked_number(model_id, key)
 
 
-def checked_tags(tags: Mapping[str, str | None]) -> tuple[dict[str, str], tuple[str, ...]]:
+def checked_tags(tags: Mapping[str, str | None], name: str = "tags") -> tuple[dict[str, str], tuple[str, ...]]:
     """Return the tags to set, and those to remove, which are None.
+
+    Args:
+        tags: The tags.
+        name: What an error calls them.
 
     Raises:
         InvalidError: It is not a mapping of strings to strings or None.
     """
-    entries = _mapping("tags", tags)
+    entries = _mapping(name, tags)
     removed = tuple(key for key, value in entries.items() if value is None)
-    kept = {key: checked_text(f"tags[{key!r}]", value) for key, value in entries.items() if value is not None}
+    kept = {key: checked_text(f"{name}[{key!r}]", value) for key, value in entries.items() if value is not None}
     return kept, removed
 
 

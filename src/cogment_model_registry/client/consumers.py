@@ -97,7 +97,7 @@ def checked_report(
     known = next((each for each in STATES if each == state), None)
     if known is None:
         raise InvalidError(f"state is {state!r}; it must be one of {', '.join(STATES)}")
-    set_labels, removed = checked_tags(labels or {})
+    set_labels, removed = checked_tags(labels or {}, "labels")
     if removed:
         raise InvalidError(f"labels[{removed[0]!r}] is None; it must be a string")
     try:

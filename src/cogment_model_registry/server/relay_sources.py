@@ -164,7 +164,10 @@ class Source:
         """Return the error that says why nobody sends the version."""
         info = self._info
         if self._is_any_away:
-            message = f"version {info.number} of model {quoted(info.model_id)} is on a server that cannot be reached"
+            message = (
+                f"version {info.number} of model {quoted(info.model_id)} is on a server that cannot be reached; "
+                "retry in some seconds, and publish it again if it is gone then"
+            )
             return UnavailableError(message, model_id=info.model_id, version_number=info.number)
         if self._is_any_wrong:
             return DataLossError.version(info.model_id, info.number, "the servers that hold it have other bytes")
