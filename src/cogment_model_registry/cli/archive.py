@@ -256,9 +256,10 @@ def copy(source: str, target: str, *, from_catalog_dir: str, from_catalog_url: s
     """Copy the archive FROM to TO: each is a directory, or an address such as s3://bucket/prefix.
 
     A server may use FROM, and none TO. All models and archived versions are copied, checked against their hashes, then
-    the aliases, tags, metrics and tokens. What TO has already is not copied again, so an interrupted copy goes on. TO
-    is new, empty, or such a copy: if it has a model or a version that FROM does not have, nothing is copied. TO is an
-    archive of one server, also if several servers share FROM.
+    the aliases, tags, metrics and tokens. What TO has already is not copied again: the same command continues an
+    interrupted copy. TO is new, empty, or such a copy: if it has a model or a version that FROM does not have, nothing
+    is copied. TO is an archive of one server, also if several servers share FROM; without --from_catalog_url, aliases,
+    tags, metrics, rules and tokens are then left out, and a warning on standard error says so before the copy begins.
 
     Exits with 1 if a version is damaged, which is left out, or if TO is no copy of FROM; and with 3 if one of them
     cannot be used or FROM has no model.
@@ -293,7 +294,7 @@ def share(place: str, catalog_url: str, *, catalog_dir: str) -> int:
 
     The server must have stopped, and no single server can use the archive afterwards. Its models and versions are put
     into the catalog in PostgreSQL, with the aliases, tags, metrics, rules and tokens of the server's own catalog. What
-    the shared catalog has already is left as it is, so an interrupted run goes on.
+    the shared catalog has already is left as it is: the same command continues an interrupted run.
 
     The same command gives the servers a new catalog if theirs was lost and there is no backup of it: then aliases,
     tags, metrics, rules and tokens are missing, and numbers may be given again that transient versions had.

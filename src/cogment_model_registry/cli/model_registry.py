@@ -372,7 +372,7 @@ def retrieve(
     A version that was a folder is unpacked if FILE ends with a slash, or is an empty folder.
 
     With --resume, what was received stays in FILE.cogment-partial and FILE.cogment-partial.journal when the command is
-    interrupted, and the next one with --resume goes on with it. If -1 or an alias stands for another version by then,
+    interrupted, and the next one with --resume continues it. If -1 or an alias stands for another version by then,
     that is retrieved from its beginning, and a line on standard error says so.
 
     With --verify, nothing is written unless one of the keys has signed the version.
@@ -380,7 +380,7 @@ def retrieve(
     keys = keys_in(verify) or False
     if output == "-":
         if resume:
-            raise click.UsageError("standard output keeps nothing that could be gone on with: give --output")
+            raise click.UsageError("standard output keeps nothing that could be continued: give --output")
         if is_terminal(sys.stdout):
             raise click.UsageError(
                 "a version cannot be written to a terminal: give --output, or redirect standard output"

@@ -55,7 +55,7 @@ _file = click.option(
 def set_retention(
     flags: Flags, model_id: str, *, rules: tuple[str, ...], path: str | None, is_none: bool, expected: int | None
 ) -> None:
-    """Replace the rules that keep and delete the versions of a MODEL. The server applies them by itself.
+    """Replace the rules that keep and delete the versions of a MODEL. The server applies them automatically.
 
     A rule is about the versions of a tier (transient or archived; of both without it) that its filter accepts. It keeps
     those that keep_last=N, keep_best=N with metric=NAME (and lower_is_better), keep_seconds=N or keep_every=N name; the

@@ -366,7 +366,7 @@ class ModelRegistry(Client[AsyncioBackend]):
         held_versions: Iterable[SupportsIndex] = (),
         timeout: float | None = None,
     ) -> Consumer:
-        """Say which version of a model a process runs; `track` does so by itself."""
+        """Say which version of a model a process runs; `track` does so automatically."""
         report = checked_report(
             model_id,
             consumer_id,
@@ -434,7 +434,7 @@ class ModelRegistry(Client[AsyncioBackend]):
     async def delete_version(
         self, model_id: str, version: Key, *, force: bool = False, timeout: float | None = None
     ) -> None:
-        """Delete a version, durably. Its number is never given again; who is reading it goes on."""
+        """Delete a version, durably. Its number is never given again; retrievals in progress continue."""
         await self._core.lifecycle.delete_version(model_id, version, timeout, force=force)
 
     async def aliases(self, model_id: str, *, timeout: float | None = None) -> dict[str, Alias]:

@@ -332,7 +332,7 @@ class ModelRegistry(LifecycleMethods, ModelMethods, ConsumerMethods):
             path: The file, or the folder.
             version: As for `retrieve`.
             archived: As for `retrieve`.
-            resume: Whether to go on with an interrupted download, and to keep what was received if this one is.
+            resume: Whether to continue an interrupted download, and to keep what was received if this one is.
                 Servers of the original cannot send parts, so nothing of theirs is kept.
             unpack: Whether the path is that of a folder; by default the path says so.
             verify: As for `retrieve`.

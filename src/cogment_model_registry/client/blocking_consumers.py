@@ -47,7 +47,7 @@ class ConsumerMethods(BlockingClient):
         held_versions: Iterable[SupportsIndex] = (),
         timeout: float | None = None,
     ) -> Consumer:
-        """Say which version of a model a process runs; `track` does so by itself.
+        """Say which version of a model a process runs; `track` does so automatically.
 
         Args:
             model_id: The model.

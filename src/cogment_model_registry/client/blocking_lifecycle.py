@@ -109,7 +109,7 @@ class LifecycleMethods(BlockingClient):
         return self._run(lambda core: core.lifecycle.promote(model_id, version, alias, timeout))
 
     def delete_version(self, model_id: str, version: Key, *, force: bool = False, timeout: float | None = None) -> None:
-        """Delete a version, durably. Its number is never given again; who is reading it goes on.
+        """Delete a version, durably. Its number is never given again; retrievals in progress continue.
 
         Args:
             model_id: The model.

@@ -78,7 +78,7 @@ class ModelMethods(BlockingClient):
         expected: int | None = None,
         timeout: float | None = None,
     ) -> ModelSummary:
-        """Replace the rules that keep and delete the versions of a model, durably. The server applies them by itself.
+        """Replace the rules that keep and delete a model's versions, durably. The server applies them automatically.
 
         Args:
             model_id: The model.

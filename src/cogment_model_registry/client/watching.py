@@ -33,7 +33,7 @@ STREAM_SECONDS = 30.0
 before it a call checks that the server still answers, which a silent stream does not show."""
 
 PATIENCE_SECONDS = 300.0
-"""How long a watch goes on by default while the registry is unavailable."""
+"""How long a watch continues by default while the registry is unavailable."""
 
 CHECK_SECONDS = 10.0
 """How long a server may take to answer the call before a stream."""

@@ -22,10 +22,10 @@ class HistoryEntry(Shown):
         alias: The alias; empty if it is about none.
         before: What was there before; None for nothing.
         after: What was there afterwards; None for nothing.
-        call: The call that made it; empty if the server made it by itself.
+        call: The call that made it; empty if the server made it on its own.
         caller: The name of who made it; empty for somebody who did not show who they are.
         caller_kind: How they showed who they are: ``token``, ``certificate``, ``subject`` or ``anonymous``; ``server``
-            for what the server did by itself.
+            for what the server did on its own.
         peer: Their address, as gRPC has it.
         reason: Why it was refused; empty for changes that were made.
     """

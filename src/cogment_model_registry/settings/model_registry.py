@@ -373,7 +373,7 @@ class Settings(ServiceSettings):
         60.0,
         _PREFIX + "RETENTION_SECONDS",
         seconds(0, 86_400),
-        "How often the server applies the rules of retention by itself; 0 for never.",
+        "How often the server applies the rules of retention automatically; 0 for never.",
     )
     grace_seconds: float = setting(
         5.0,

@@ -74,7 +74,7 @@ async def plan_rules(request: Request, rights: Rights, fields: Mapping[str, str]
     outlook = [_summary(report)] if report else []
     if report and report.deleted_versions:
         outlook.append(
-            f"Deleted permanently, as soon as the server applies the rules by itself: {_named(_doomed(report))}."
+            f"Deleted permanently, as soon as the server applies the rules automatically: {_named(_doomed(report))}."
         )
     if rules:
         outlook.append("The rules also hold for all versions that come later.")
