@@ -3,16 +3,24 @@
 import asyncio
 import json
 import tarfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from cogment_model_registry import ModelRegistry, RetentionRule, TransientShare, errors
-from tests.postgres import execute
+from tests.postgres import PostgresServer, execute, new_database
 from tests.processes import ServerProcess, run_cogment, server_process
 from tests.several import endpoint, several_processes
 from tests.waiting import wait_until
+
+
+@pytest.fixture
+def other_database(postgres: PostgresServer) -> Iterator[str]:
+    """The address of another database, which is empty."""
+    with new_database(postgres) as url:
+        yield url
 
 
 def single(folder: Path) -> tuple[Path, str]:
@@ -20,10 +28,12 @@ def single(folder: Path) -> tuple[Path, str]:
     return folder / "catalog", f"--archive_url=file://{folder / 'archive'}"
 
 
-def share(folder: Path, database: str) -> tuple[int, str, str]:
+def share(folder: Path, database: str, *flags: str) -> tuple[int, str, str]:
     """Share the archive of a single server; return the exit code and the outputs."""
     catalog, _ = single(folder)
-    ended = run_cogment("archive", "share", f"file://{folder / 'archive'}", database, f"--catalog_dir={catalog}")
+    ended = run_cogment(
+        "archive", "share", f"file://{folder / 'archive'}", database, f"--catalog_dir={catalog}", *flags
+    )
     return ended.returncode, ended.stdout, ended.stderr
 
 
@@ -179,9 +189,10 @@ def test_servers_refuse_an_archive_that_their_catalog_does_not_know(tmp_path: Pa
     with server_process(catalog, flag) as process:
         fill(process)
         process.stop()
-    ended = run_cogment("services", "model_registry", flag, f"--catalog_url={database}", "--port=0")
-    assert ended.returncode == 3
-    assert f"cogment archive share file://{tmp_path / 'archive'} CATALOG_URL" in ended.stderr
+    before = files_of(tmp_path / "archive")
+    refused = check_refused(("services", "model_registry", flag, f"--catalog_url={database}", "--port=0"))
+    assert f"cogment archive share file://{tmp_path / 'archive'} CATALOG_URL" in refused
+    assert files_of(tmp_path / "archive") == before
 
 
 def test_a_catalog_is_refused_with_another_archive_than_its_own(tmp_path: Path, database: str) -> None:
@@ -192,21 +203,89 @@ def test_a_catalog_is_refused_with_another_archive_than_its_own(tmp_path: Path, 
     assert share(tmp_path, database)[0] == 0
     with several_processes(database, tmp_path / "archive", count=1):
         pass
-    other, copy = f"file://{tmp_path / 'other'}", str(tmp_path / "copy")
-    empty = ("services", "model_registry", f"--archive_url={other}", f"--catalog_url={database}", "--port=0")
+    other, copy = f"file://{tmp_path / 'other' / 'archive'}", str(tmp_path / "copy")
+    serve = ("services", "model_registry", f"--archive_url={other}", f"--catalog_url={database}", "--port=0")
+    to_write: list[tuple[str, ...]] = [serve, ("archive", "share", other, database)]
+    for arguments in to_write:
+        refused = check_refused(arguments)
+        assert f"archive {other} (which no server has used) is not the one of this catalog (id " in refused
+    assert files_of(tmp_path / "other") == {}
+    catalog, flag = single(tmp_path / "other")
+    with server_process(catalog, flag) as process:
+        fill(process)
+        process.stop()
+    before = files_of(tmp_path / "other" / "archive")
     exported = ("export", other, "été", f"--catalog_url={database}", f"--output={tmp_path / 'model.tar'}")
     for arguments in (
-        empty,
-        ("archive", "share", other, database),
+        *to_write,
         ("archive", "copy", other, copy, f"--from_catalog_url={database}"),
         ("archive", *exported),
     ):
-        ended = run_cogment(*arguments)
-        assert ended.returncode == 3, arguments
-        assert f"archive {other} (id " in ended.stderr
-        assert ") is not the one of this catalog (id " in ended.stderr
+        refused = check_refused(arguments)
+        assert f"archive {other} (id " in refused
+        assert ") is not the one of this catalog (id " in refused
     assert not (tmp_path / "copy").exists()
     assert not (tmp_path / "model.tar").exists()
+    assert files_of(tmp_path / "other" / "archive") == before
+
+
+def test_an_empty_archive_that_another_database_uses_is_refused(
+    tmp_path: Path, database: str, other_database: str
+) -> None:
+    with several_processes(database, tmp_path / "archive", count=1):
+        pass
+    archive = f"file://{tmp_path / 'archive'}"
+    before = files_of(tmp_path / "archive")
+    serve = ("services", "model_registry", f"--archive_url={archive}", f"--catalog_url={other_database}", "--port=0")
+    for arguments in (serve, ("archive", "share", archive, other_database)):
+        refused = check_refused(arguments)
+        assert f"archive {archive} belongs to another catalog (id " in refused
+        assert f"cogment archive share --replace_catalog {archive} CATALOG_URL" in refused
+    assert files_of(tmp_path / "archive") == before
+    with several_processes(database, tmp_path / "archive"):
+        pass  # its own catalog goes on
+    with several_processes(other_database, tmp_path / "others", count=1):
+        pass  # the refused database is still unbound
+
+
+def test_a_catalog_that_was_lost_is_replaced_only_on_demand(tmp_path: Path, database: str, other_database: str) -> None:
+    with several_processes(database, tmp_path / "archive") as processes, ModelRegistry(endpoint(processes[0])) as one:
+        one.store("m", b"first")
+    code, _, error = share(tmp_path, other_database)
+    assert (code, "belongs to another catalog (id " in error) == (3, True)
+    added = "1 model with 1 version and 0 tokens added, 0 models there before: 0 problems\n"
+    assert share(tmp_path, other_database, "--replace_catalog")[:2] == (0, added)
+    assert share(tmp_path, other_database)[0] == 0
+    with (
+        several_processes(other_database, tmp_path / "archive") as processes,
+        ModelRegistry(endpoint(processes[1])) as one,
+    ):
+        assert one.retrieve("m", 1) == b"first"
+        assert one.store("m", b"second").number == 2
+    archive = f"file://{tmp_path / 'archive'}"
+    check_refused(("services", "model_registry", f"--archive_url={archive}", f"--catalog_url={database}", "--port=0"))
+
+
+def test_an_archive_that_earlier_releases_shared_is_bound_by_the_next_start(tmp_path: Path, database: str) -> None:
+    with several_processes(database, tmp_path / "archive", count=1):
+        pass
+    bound = files_of(tmp_path / "archive")["catalog.json"]
+    (tmp_path / "archive" / "catalog.json").unlink()
+    with several_processes(database, tmp_path / "archive"):
+        pass
+    assert files_of(tmp_path / "archive")["catalog.json"] == bound
+
+
+def check_refused(arguments: tuple[str, ...]) -> str:
+    """Run a command that must refuse to start, and return its error."""
+    ended = run_cogment(*arguments)
+    assert ended.returncode == 3, arguments
+    return ended.stderr
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    """Return all files below a folder."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def test_bad_arguments_are_explained(tmp_path: Path, database: str) -> None:

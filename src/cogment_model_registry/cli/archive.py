@@ -289,22 +289,28 @@ def copy(source: str, target: str, *, from_catalog_dir: str, from_catalog_url: s
 @click.argument("place", metavar="URL", type=PLACE)
 @click.argument("catalog_url", metavar="CATALOG_URL", type=bucket_archive.CatalogUrlType())
 @click.option("--catalog_dir", metavar="PATH", type=PathType(file_okay=False), default="", help=CATALOG_HELP)
-def share(place: str, catalog_url: str, *, catalog_dir: str) -> int:
+@click.option(
+    "--replace_catalog",
+    is_flag=True,
+    help="Use CATALOG_URL in place of the catalog to which the archive belongs, which is lost.",
+)
+def share(place: str, catalog_url: str, *, catalog_dir: str, replace_catalog: bool) -> int:
     """Make the archive at URL, of one server, one that several servers share, with their catalog at CATALOG_URL.
 
     The server must have stopped, and no single server can use the archive afterwards. Its models and versions are put
     into the catalog in PostgreSQL, with the aliases, tags, metrics, rules and tokens of the server's own catalog. What
     the shared catalog has already is left as it is: the same command continues an interrupted run.
 
-    The same command gives the servers a new catalog if theirs was lost and there is no backup of it: then aliases,
-    tags, metrics, rules and tokens are missing, and numbers may be given again that transient versions had.
+    The archive then belongs to that catalog, and is refused with another database. If the catalog was lost and there is
+    no backup of it, --replace_catalog gives the servers a new one, once all of them have stopped: then aliases, tags,
+    metrics, rules and tokens are missing, and numbers may be given again that transient versions had.
 
     Exits with 1 if a version is damaged, which is left out; and with 3 if one of them cannot be used.
     """
     if not bucket_archive.is_url(place):
         raise click.UsageError("several servers share an archive in an object store: give its address")
     with running("the move"):
-        shared = bucket_archive.share(place, catalog_url, catalog_dir)
+        shared = bucket_archive.share(place, catalog_url, catalog_dir, replaces_catalog=replace_catalog)
     for error in shared.damaged:
         click.echo(f"problem: {error.message}")
     click.echo(

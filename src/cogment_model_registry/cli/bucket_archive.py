@@ -192,7 +192,7 @@ def copy_shared(
     return run_coroutine(run())
 
 
-def share(url: str, catalog_url: str, catalog_dir: str) -> "Shared":
+def share(url: str, catalog_url: str, catalog_dir: str, *, replaces_catalog: bool) -> "Shared":
     """Make the archive at an address one that several servers share; return what their catalog was given."""
     check_bucket_extra()
     check_postgresql_extra()
@@ -204,9 +204,8 @@ def share(url: str, catalog_url: str, catalog_dir: str) -> "Shared":
     async def run() -> "Shared":
         async with (
             opened_filling(catalog_url) as filling,
-            tool.opened_archive(open_objects(url)) as archive,
+            tool.opened_archive(open_objects(url), filling, replaces_catalog=replaces_catalog) as archive,
         ):
-            await filling.bind(archive.id, url)
             old = await asyncio.to_thread(tool.read_catalog, catalog_dir or default_catalog_dir(url))
             return await tool.share(archive, old, filling)
 

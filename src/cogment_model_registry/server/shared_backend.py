@@ -18,6 +18,7 @@ from cogment_model_registry.server.peer_consumers import PeerConsumers
 from cogment_model_registry.server.peers import peers_of
 from cogment_model_registry.server.relays import RelayingStore
 from cogment_model_registry.settings import Settings
+from cogment_model_registry.storage.binding import open_bound
 from cogment_model_registry.storage.bucket.opening import open_objects
 from cogment_model_registry.storage.bucket.shared import SharedBucketArchive
 from cogment_model_registry.storage.memory.transient_store import MemoryTransientStore
@@ -76,8 +77,7 @@ async def opened_shared(settings: Settings, metrics: Metrics, hashing: Executor)
         objects = open_objects(settings.archive_url, metrics.observe_archive)
         archive = SharedBucketArchive(objects, require_lease, lambda: leases.server)
         stack.push_async_callback(archive.close)
-        await archive.open()
-        await _check_known(settings, catalog, archive)
+        await _open_bound(settings, catalog, archive)
         local = MemoryTransientStore(settings.cache_max_items, settings.cache_max_bytes, hashing)
         transient = await stack.enter_async_context(
             RelayingStore(local, locate, peers.open_stream, leases.hold, metrics.relays)
@@ -92,20 +92,23 @@ async def opened_shared(settings: Settings, metrics: Metrics, hashing: Executor)
         yield SharedStorage(archive, transient, catalog, membership, consumers.find, settings.transient_replicas)
 
 
-async def _check_known(settings: Settings, catalog: PostgresCatalog, archive: SharedBucketArchive) -> None:
-    """Refuse an archive that is not the one of the catalog, or of which the catalog knows nothing.
+async def _open_bound(settings: Settings, catalog: PostgresCatalog, archive: SharedBucketArchive) -> None:
+    """Open the archive, unless it is not the one of the catalog, or the catalog knows nothing of it.
 
     Nothing is known of the archive of a single server, or if the catalog was lost.
 
     Raises:
-        StartError: It is one.
+        StartError: One of these, or one of them cannot be used.
     """
-    try:
+
+    async def check_known() -> None:
         if not await catalog.list_models(0, 1) and await archive.has_models():
             raise StartError(
                 f"archive {settings.archive_url} has models, and the catalog has none: make it known by "
                 f"cogment archive share {settings.archive_url} CATALOG_URL"
             )
-        await catalog.bind(archive.id, settings.archive_url)
+
+    try:
+        await open_bound(archive, catalog.binding, settings.archive_url, check_known)
     except UnavailableError as error:
         raise StartError(error.message) from error

@@ -2,6 +2,7 @@
 
     <prefix>/
       format.json                             the format of the archive
+      catalog.json                            the catalog of several servers to which the archive belongs
       claims/<epoch>.json                     a server that owned the archive; the highest epoch owns it
       claims/<epoch>.alive                    changes while that server lives: see `claim`
       models/<name>.json                      a model, and the id of its life; its commit point. Several servers do not
@@ -52,6 +53,7 @@ SERVER_MAX = 2**32 - 1
 """The highest number of a server for which keys have digits."""
 
 FORMAT_NAME = "format.json"
+CATALOG_NAME = "catalog.json"
 CLAIMS, MODELS, MARKS, VERSIONS, HINTS, DATA, PROBES = (
     "claims",
     "models",
@@ -254,6 +256,20 @@ def parse_format(text: bytes) -> tuple[int, str]:
     """
     fields = parse_object(text)
     return _number(fields, "format", 2**31), _text(fields, "id")
+
+
+def build_catalog(catalog_id: str) -> bytes:
+    """Return the text of what says to which catalog an archive belongs."""
+    return build_object({"id": catalog_id})
+
+
+def parse_catalog(text: bytes) -> str:
+    """Return the id of the catalog to which an archive belongs.
+
+    Raises:
+        BadObject: It is malformed.
+    """
+    return _text(parse_object(text), "id")
 
 
 def build_model(model: ModelRecord, change: str = "") -> bytes:

@@ -107,6 +107,54 @@ class SharedBucketArchive(BucketVersions):
         if await self._read_format() != layout.FORMAT_SHARED:
             await self._take_over()
 
+    async def find_id(self) -> str:
+        """Return what tells the archive from others, before it is opened; empty if no server has used it.
+
+        Raises:
+            StartError: It cannot be used.
+            UnavailableError: The store failed.
+        """
+        await self._read_format()
+        return self.id
+
+    async def find_catalog(self) -> str:
+        """Return the id of the catalog to which the archive belongs; empty if it belongs to none yet.
+
+        Raises:
+            StartError: What says so is malformed.
+            UnavailableError: The store failed.
+        """
+        return self._parse_catalog(await self._objects.find(layout.CATALOG_NAME))
+
+    async def bind_catalog(self, catalog_id: str, *, replaces: bool = False) -> str:
+        """Let the archive belong to a catalog, if it belongs to none.
+
+        Args:
+            catalog_id: The id of the catalog.
+            replaces: Whether also if it belongs to another one.
+
+        Returns:
+            The id of the catalog to which it belongs now.
+
+        Raises:
+            StartError: What says so is malformed.
+            UnavailableError: The store failed.
+        """
+        before = await self._objects.find_written(layout.CATALOG_NAME)
+        with contextlib.suppress(ObjectExists):  # of another server, or of this one: it is read again
+            if before is None:
+                await self._objects.create(layout.CATALOG_NAME, layout.build_catalog(catalog_id))
+            elif replaces and self._parse_catalog(before.data) != catalog_id:
+                await self._objects.replace(layout.CATALOG_NAME, layout.build_catalog(catalog_id), before)
+        return await self.find_catalog()
+
+    def _parse_catalog(self, text: bytes | None) -> str:
+        try:
+            return "" if text is None else layout.parse_catalog(text)
+        except layout.BadObject as error:
+            name = layout.CATALOG_NAME
+            raise StartError(f"archive {self._objects.url} cannot be used: its {name}: {error}") from None
+
     async def _take_over(self) -> None:
         """Share an archive of one server, which must have stopped.
 

@@ -38,7 +38,7 @@ from cogment_model_registry.registry.contracts import (
 )
 from cogment_model_registry.storage.postgres import aliases, holds, models, publishing, removing
 from cogment_model_registry.storage.postgres.batches import Batches
-from cogment_model_registry.storage.postgres.binding import bind
+from cogment_model_registry.storage.postgres.binding import Binding
 from cogment_model_registry.storage.postgres.connections import CHANGES, READS, Connections, Observe
 from cogment_model_registry.storage.postgres.core import NOTIFY, Core
 from cogment_model_registry.storage.postgres.forgetting import Forgetting
@@ -65,6 +65,7 @@ class PostgresCatalog(Catalog):
     Attributes:
         leases: The leases of all servers.
         grants: Who may do what.
+        binding: The archive that it belongs to.
     """
 
     def __init__(
@@ -84,6 +85,7 @@ class PostgresCatalog(Catalog):
         self._forgetting = Forgetting(self._core)
         self.leases = Leases(self._core)
         self.grants = Grants(self._connections)
+        self.binding = Binding(self._connections)
 
     @property
     def failure(self) -> str:
@@ -144,10 +146,6 @@ class PostgresCatalog(Catalog):
         except BaseException:
             await self._connections.close()
             raise
-
-    async def bind(self, archive_id: str, url: str) -> None:
-        """Check that it belongs to an archive, with which it was used first; see `binding.bind`."""
-        await bind(self._connections, archive_id, url)
 
     async def close(self) -> None:
         self.stop_watching()

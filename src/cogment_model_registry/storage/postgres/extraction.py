@@ -7,7 +7,7 @@ from cogment_model_registry.records.access import Grant
 from cogment_model_registry.records.lifecycle import FIRST_REVISION
 from cogment_model_registry.records.versions import ModelInfo
 from cogment_model_registry.storage.folder import FolderContents
-from cogment_model_registry.storage.postgres.binding import check_bound
+from cogment_model_registry.storage.postgres.binding import Binding
 from cogment_model_registry.storage.postgres.connections import Connections, opened_connections
 from cogment_model_registry.storage.postgres.filling import WholeModel
 from cogment_model_registry.storage.postgres.grants import Grants
@@ -54,8 +54,8 @@ class Extraction:
         self._connections = connections
 
     async def check_bound(self, archive_id: str, url: str) -> None:
-        """Check that the catalog belongs to an archive; see `binding.check_bound`."""
-        await check_bound(self._connections, archive_id, url)
+        """Check that the catalog belongs to an archive; see `Binding.check_bound`."""
+        await Binding(self._connections).check_bound(archive_id, url)
 
     async def listing(self) -> Sequence[FolderContents]:
         """Return the models with the numbers of their archived versions, by id.

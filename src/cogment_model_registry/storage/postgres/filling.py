@@ -8,7 +8,7 @@ from cogment_model_registry.records.access import Grant, missing_grants
 from cogment_model_registry.records.lifecycle import FIRST_REVISION, Alias, Annotations
 from cogment_model_registry.records.retention import ModelAnnotations
 from cogment_model_registry.records.versions import VERSION_NUMBER_MAX, ModelInfo, VersionInfo
-from cogment_model_registry.storage.postgres.binding import bind
+from cogment_model_registry.storage.postgres.binding import Binding
 from cogment_model_registry.storage.postgres.connections import Connections, opened_connections
 from cogment_model_registry.storage.postgres.grants import Grants
 from cogment_model_registry.storage.postgres.models import new_life
@@ -75,15 +75,15 @@ class Filling:
 
     Args:
         connections: The connections; open.
+
+    Attributes:
+        binding: The archive that the catalog belongs to.
     """
 
     def __init__(self, connections: Connections) -> None:
         self._connections = connections
         self._grants = Grants(connections)
-
-    async def bind(self, archive_id: str, url: str) -> None:
-        """Check that the catalog belongs to an archive, or to none before; see `binding.bind`."""
-        await bind(self._connections, archive_id, url)
+        self.binding = Binding(connections)
 
     async def known(self) -> set[str]:
         """Return the ids of the models that are there."""

@@ -184,6 +184,15 @@ MIGRATIONS = (
 )
 """The schema, step by step. A step that was released never changes."""
 
+_ADDITIONS = """
+CREATE TABLE IF NOT EXISTS identity (
+    singleton boolean PRIMARY KEY DEFAULT true CHECK (singleton),
+    id uuid NOT NULL DEFAULT gen_random_uuid()
+);
+INSERT INTO identity DEFAULT VALUES ON CONFLICT DO NOTHING;
+"""
+"""What earlier releases do without. It is no step, so they start with it during an upgrade."""
+
 
 async def migrate(connection: Connection) -> None:
     """Bring the tables of a database up to date; several servers may do so at once.
@@ -217,3 +226,4 @@ async def _migrate(connection: Connection) -> None:
             await connection.execute(statements)
             await connection.execute("INSERT INTO migrations VALUES ($1)", number)
             _log.info("catalog migrated", schema=number)
+        await connection.execute(_ADDITIONS)

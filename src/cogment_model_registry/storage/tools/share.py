@@ -9,6 +9,7 @@ from cogment_model_registry.errors import DataLossError
 from cogment_model_registry.records.access import Grant
 from cogment_model_registry.records.versions import ModelInfo, VersionInfo
 from cogment_model_registry.registry.contracts import ModelContents
+from cogment_model_registry.storage.binding import open_bound
 from cogment_model_registry.storage.bucket.objects import Objects
 from cogment_model_registry.storage.bucket.shared import SharedBucketArchive
 from cogment_model_registry.storage.catalog import grants as grant_tables
@@ -42,19 +43,27 @@ class Shared:
 
 
 @contextlib.asynccontextmanager
-async def opened_archive(objects: Objects) -> AsyncIterator[SharedBucketArchive]:
+async def opened_archive(
+    objects: Objects, filling: Filling, *, replaces_catalog: bool
+) -> AsyncIterator[SharedBucketArchive]:
     """Open an archive that no single server uses any more, as one that is shared; a context manager.
 
+    Args:
+        objects: The objects of the archive.
+        filling: What fills its catalog.
+        replaces_catalog: Whether that takes the place of another catalog to which the archive belongs.
+
     Raises:
-        StartError: It cannot be used, or a server owns it.
+        StartError: It cannot be used, or a server owns it, or one of them belongs to another one.
+        UnavailableError: The object store or PostgreSQL does not answer.
     """
 
     async def writable() -> None:
         """Let everything be written."""
 
     archive = SharedBucketArchive(objects, writable, lambda: 0)
-    await archive.open()
     try:
+        await open_bound(archive, filling.binding, objects.url, replaces_catalog=replaces_catalog)
         yield archive
     finally:
         await archive.close()
