@@ -105,7 +105,8 @@ class S3Server:
             "-s3.port.lance=0",
             f"-s3.config={self._folder / 's3.json'}",
         ]
-        environment = {"PATH": os.environ.get("PATH", ""), "HOME": str(self._folder), "GOMEMLIMIT": "256MiB"}
+        # With much less, it collects garbage all the time after some 1,500 objects.
+        environment = {"PATH": os.environ.get("PATH", ""), "HOME": str(self._folder), "GOMEMLIMIT": "1GiB"}
         log = self._folder / "log"
         self._process = GuardedProcess(command, signal.SIGKILL, log, environment, before=self._before)
         wait_until(self._is_up, self._last_lines)
