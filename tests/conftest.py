@@ -71,18 +71,6 @@ def no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(autouse=True)
-def no_variables_left_behind() -> Iterator[None]:
-    """Remove what commands that run in this process set, such as GRPC_VERBOSITY: they would make all later ones slow.
-
-    What forks commands has the environment from before the tests, and a command with another one takes a new Python.
-    """
-    before = {*os.environ, "PYTEST_CURRENT_TEST"}
-    yield
-    for name in os.environ.keys() - before:
-        del os.environ[name]
-
-
-@pytest.fixture(autouse=True)
 def patient_connections(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let PostgreSQL take its time to accept a connection on a busy machine; when it is away, it refuses at once."""
     monkeypatch.setattr(connections, "_CONNECT_SECONDS", PATIENCE_SECONDS)

@@ -207,9 +207,11 @@ WITHOUT_RICH = os.path.join(os.path.dirname(__file__), "without_rich")
 def clean_environment() -> dict[str, str]:
     """Return the environment as users have it: without a developer's settings, and without rich.
 
-    structlog imports rich if it is installed, which takes most of the time of a start.
+    Commands in the process of the tests set what gRPC prints. structlog imports rich if it is installed, which takes
+    most of the time of a start.
     """
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("COGMENT_")}
+    own = ("COGMENT_", "GRPC_VERBOSITY")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(own)}
     return {**environment, "PYTHONPATH": os.pathsep.join(filter(None, (WITHOUT_RICH, os.environ.get("PYTHONPATH"))))}
 
 
